@@ -1,0 +1,1 @@
+"""What a profile may say, and where llmsup keeps its files."""

@@ -1,0 +1,101 @@
+"""Where llmsup keeps its files: XDG directories, or everything below `LLMSUP_HOME`."""
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from llmsup.errors import LlmsupError
+
+SOCKET_PATH_MAX_BYTES = 107  # sizeof(sockaddr_un.sun_path) - 1
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The directories of one installation, and the files in them that others name."""
+
+    config: Path
+    state: Path
+    runtime: Path
+    logs: Path
+
+    @property
+    def profiles(self) -> Path:
+        """The user's own profiles, one TOML file each."""
+        return self.config / "profiles"
+
+    @property
+    def control_socket(self) -> Path:
+        """The daemon's control API."""
+        return self.runtime / "control.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Held with flock by the one daemon of this home."""
+        return self.runtime / "daemon.lock"
+
+    @property
+    def gateway(self) -> Path:
+        """Envoy's configuration files and its admin socket."""
+        return self.runtime / "gateway"
+
+    @property
+    def daemon_log(self) -> Path:
+        """What the daemon says, one event a line."""
+        return self.logs / "daemon.log"
+
+    @property
+    def events(self) -> Path:
+        """State changes and publications, one JSON object a line."""
+        return self.state / "events.jsonl"
+
+    def service_log(self, service: str) -> Path:
+        """The output of one service, rotated to `.1`, `.2`, ….
+
+        A dot keeps it apart from the daemon's own log whatever a service is called.
+        """
+        return self.logs / f"{service}.service.log"
+
+    def create(self) -> None:
+        """Make the directories, private to this user; refuse ones that belong to another.
+
+        Raises LlmsupError with the directory and its owner.
+        """
+        for directory in (self.config, self.state, self.runtime, self.logs):
+            try:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise LlmsupError(
+                    f"cannot create {directory}: {error.strerror}",
+                    hint="set LLMSUP_HOME to a directory you can write",
+                ) from None
+            found = directory.stat()
+            if found.st_uid != os.getuid():
+                raise LlmsupError(
+                    f"{directory} belongs to uid {found.st_uid}, not to you",
+                    hint="set LLMSUP_HOME to a directory of your own",
+                )
+            if directory in (self.state, self.runtime) and stat.S_IMODE(found.st_mode) & 0o077:
+                directory.chmod(0o700)
+        if len(os.fsencode(self.control_socket)) > SOCKET_PATH_MAX_BYTES:
+            raise LlmsupError(
+                f"{self.control_socket} is too long for a Unix socket",
+                hint="set LLMSUP_HOME or XDG_RUNTIME_DIR to a shorter path",
+            )
+
+
+def paths(environ: Mapping[str, str] = os.environ) -> Paths:
+    """The paths of this user, or those below `LLMSUP_HOME` where it is set."""
+    if home := environ.get("LLMSUP_HOME"):
+        root = Path(home).expanduser().absolute()
+        return Paths(root / "config", root / "state", root / "run", root / "logs")
+    xdg = platformdirs.PlatformDirs("llmsup", appauthor=False)
+    return Paths(
+        xdg.user_config_path,
+        xdg.user_state_path,
+        xdg.user_runtime_path,
+        xdg.user_state_path / "logs",
+    )

@@ -1,0 +1,134 @@
+"""The profile: what a person may write, as frozen types.
+
+Every key of a profile is a field here and nothing else is accepted. Units are in the Python names
+(`grace_period_s`) and in the written values (`grace_period = "10s"`). `config.load` turns TOML into
+these types and lists every problem it finds; nothing else constructs them from user input.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+Seconds = Annotated[float, Meta(ge=0, extra={"unit": "duration"})]
+"""A duration, written with its unit: "250ms", "10s", "5m", "1h"."""
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Count = Annotated[int, Meta(ge=1)]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+"""A service's name: lower case letters, digits, "-" and "_", at most 32."""
+
+GpuLayers = Literal["all"] | Annotated[int, Meta(ge=0)]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+
+
+class Table(Struct, frozen=True, forbid_unknown_fields=True):
+    """A TOML table: frozen, and unknown keys are errors."""
+
+
+class Readiness(Table, frozen=True):
+    """When a service may receive traffic. Gates routing; never restarts anything."""
+
+    http_get: str | None = None
+    tcp: bool = False
+    period_s: Seconds = field(default=2.0, name="period")
+    timeout_s: Seconds = field(default=3.0, name="timeout")
+    success_threshold: Count = 1
+    failure_threshold: Count = 3
+
+
+class Restart(Table, frozen=True):
+    """What follows a death. `max_deaths` within `window` is a crash loop."""
+
+    policy: Literal["always", "on-failure", "never"] = "always"
+    backoff_s: Seconds = field(default=1.0, name="backoff")
+    max_backoff_s: Seconds = field(default=60.0, name="max_backoff")
+    max_deaths: Count = 5
+    window_s: Seconds = field(default=600.0, name="window")
+
+
+class ServiceTable(Table, frozen=True):
+    """What every kind of service understands."""
+
+    depends_on: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    binary: str | None = None
+    priority: int = 0
+    pinned: bool = False
+    readiness: Readiness = Readiness()
+    restart: Restart = Restart()
+    stall_timeout_s: Seconds = field(default=60.0, name="stall_timeout")
+    start_timeout_s: Seconds = field(default=1800.0, name="start_timeout")
+    drain_timeout_s: Seconds = field(default=30.0, name="drain_timeout")
+    grace_period_s: Seconds = field(default=10.0, name="grace_period")
+
+
+class LlamaServer(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="llama-server"):
+    """A llama.cpp server with one model. After loading, `model` is an absolute path."""
+
+    model: str
+    port: Port | None = None
+    gpu_layers: GpuLayers = "all"
+    ctx_size: Count = 4096
+    parallel: Count = 1
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
+    batch: Count | None = None
+    ubatch: Count | None = None
+    flash_attn: Literal["auto", "on", "off"] = "auto"
+    kv_unified: bool | None = None
+    n_cpu_moe: Annotated[int, Meta(ge=0)] | None = None
+
+
+class Qdrant(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="qdrant"):
+    """A Qdrant server. `storage` is relative to the state directory."""
+
+    port: Port = 6333
+    grpc_port: Port = 6334
+    storage: str = "qdrant"
+
+
+class Command(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="command"):
+    """Any program. With a `port` it is probed there, without one it is ready once it stays up."""
+
+    command: Annotated[tuple[str, ...], Meta(min_length=1)]
+    port: Port | None = None
+    cwd: str | None = None
+
+
+Service = LlamaServer | Qdrant | Command
+
+
+class Route(Table, frozen=True, kw_only=True):
+    """A model name that clients use, and the services that answer it, in order."""
+
+    services: Annotated[tuple[str, ...], Meta(min_length=1)]
+    aliases: tuple[str, ...] = ()
+
+
+class Models(Table, frozen=True):
+    """Where model files are looked for: directories, or `package:NAME` of an installed package."""
+
+    dirs: tuple[str, ...] = ("~/models",)
+
+
+class Gateway(Table, frozen=True):
+    """The OpenAI-compatible endpoint."""
+
+    listen: str = "127.0.0.1:8000"
+    listen_without_api_keys: str | None = None
+    api_keys_file: str | None = None
+    envoy: str | None = None
+    drain_timeout_s: Seconds = field(default=30.0, name="drain_timeout")
+
+
+class Profile(Table, frozen=True):
+    """A whole profile. `mode = "single"`: of the unpinned models only `active` is up."""
+
+    mode: Literal["dual", "single"] = "dual"
+    active: str | None = None
+    env_file: str | None = None
+    models: Models = Models()
+    gateway: Gateway = Gateway()
+    service: dict[Name, Service] = {}
+    route: dict[str, Route] = {}

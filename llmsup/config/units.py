@@ -1,0 +1,32 @@
+"""Durations and sizes as people write them: "250ms", "10s", "5m", "95%", "5600MiB"."""
+
+import re
+
+_DURATION_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+
+def parse_duration_s(text: str) -> float:
+    """Seconds in `text`: one or more numbers with units, as in "1h30m".
+
+    Raises ValueError with what would be valid.
+    """
+    parts = _DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError('expected a duration with a unit, such as "250ms", "10s", "5m" or "1h"')
+    return sum(float(number) * _DURATION_UNITS_S[unit] for number, unit in parts)
+
+
+def duration(seconds: float) -> str:
+    """`seconds` for a person, in the notation of the profile: 90 → "1m30s", 0.25 → "250ms"."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    if seconds < 60:
+        return f"{seconds:.3g}s"
+    rest = round(seconds)
+    words = ""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        if count:
+            words += f"{count}{unit}"
+    return words

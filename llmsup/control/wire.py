@@ -1,0 +1,106 @@
+"""What the daemon and its clients say to each other, as JSON over the control socket.
+
+The keys are the public contract of `llmsup status --json`; scripts rely on them.
+"""
+
+from typing import NotRequired, TypedDict
+
+
+class DaemonInfo(TypedDict):
+    """The daemon itself. `uptime_s` is in seconds."""
+
+    pid: int
+    version: str
+    uptime_s: float
+    profile: str
+    mode: str
+    stopping: bool
+
+
+class GpuInfo(TypedDict):
+    """The card, as NVML sees it."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+class ServiceInfo(TypedDict):
+    """One service. `why` explains any state that is not plainly good; `uptime_s` is null while
+    there is no process.
+    """
+
+    service: str
+    kind: str
+    want: str
+    state: str
+    pid: int | None
+    generation: int
+    port: int | None
+    model: str | None
+    gpu_layers: int | str | None
+    planned_bytes: int | None
+    measured_bytes: int | None
+    restarts: int
+    uptime_s: float | None
+    why: str
+
+
+class RouteInfo(TypedDict):
+    """One route and the services that its published upstream list names, in order."""
+
+    route: str
+    aliases: list[str]
+    services: list[str]
+    published: list[str]
+
+
+class Status(TypedDict):
+    """`GET /status`: the whole stack. The gateway is one of the services."""
+
+    daemon: DaemonInfo
+    gpu: GpuInfo | None
+    gateway: str
+    services: list[ServiceInfo]
+    routes: list[RouteInfo]
+
+
+class UpstreamsInfo(TypedDict):
+    """One route's list as desired, as published, and as Envoy has it (null: not known)."""
+
+    route: str
+    desired: list[str]
+    published: list[str]
+    confirmed: list[str] | None
+
+
+class Ask(TypedDict, total=False):
+    """Body of `POST /start`, `/stop` and `/restart`. No services: all of them."""
+
+    services: list[str]
+    now: bool
+
+
+class Answer(TypedDict):
+    """What a verb did: the services it changed, and a sentence."""
+
+    changed: list[str]
+    message: str
+    error: NotRequired[str]
+
+
+class EventInfo(TypedDict):
+    """One line of the event journal. `time` is Unix seconds; `at_s` is monotonic."""
+
+    time: float
+    at_s: float
+    event: str
+    service: NotRequired[str]
+    generation: NotRequired[int]
+    state: NotRequired[str]
+    before: NotRequired[str]
+    want: NotRequired[str]
+    route: NotRequired[str]
+    upstreams: NotRequired[list[str]]
+    why: NotRequired[str]
+    elapsed_ms: NotRequired[float]

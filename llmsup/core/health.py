@@ -1,0 +1,42 @@
+"""Probe results to readiness, with thresholds. Readiness gates routing and nothing else."""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from llmsup.config.schema import Readiness
+
+
+class Outcome(Enum):
+    """What one probe found."""
+
+    PASSED = "passed"
+    LOADING = "loading"  # the server answers, and says that its model is not loaded yet
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """One probe: its outcome and, unless it passed, a phrase that says what was seen."""
+
+    outcome: Outcome
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Health:
+    """Consecutive probe results of one generation, and whether they add up to ready."""
+
+    is_ready: bool = False
+    passes: int = 0
+    failures: int = 0
+
+
+def observe(health: Health, result: ProbeResult, policy: Readiness) -> Health:
+    """Health after one more result. `is_ready` flips only when a threshold is reached."""
+    if result.outcome is Outcome.PASSED:
+        passes = health.passes + 1
+        ready = health.is_ready or passes >= policy.success_threshold
+        return replace(health, is_ready=ready, passes=passes, failures=0)
+    failures = health.failures + 1
+    ready = health.is_ready and failures < policy.failure_threshold
+    return replace(health, is_ready=ready, passes=0, failures=failures)

@@ -1,0 +1,574 @@
+"""The life of a service: one total table from (state, event) to what follows.
+
+Rule 1: everything that decides the life of a service is in this file (with the arithmetic of
+deaths in `backoff`). It is pure: `step(service, event, now) -> (service, actions)`; `now` is a
+monotonic time in seconds and the actions are values that somebody else performs.
+
+`Want` is what the operator asked; no crash changes it. `State` is what was observed. Only READY is
+routable. Every spawn has a number, its generation; an event of another generation is stale and is
+dropped in `step`, the one place. A service has at most one pending timer, and it is part of the
+value: a timer that fires with another deadline than the pending one is stale, too.
+
+Three traps that other supervisors fell into, and their rules here:
+- an exit while STOPPING is not a death (it was asked for);
+- a stop because the service did not get ready in time *is* one, counted when it is decided;
+- deaths after readiness count towards the crash loop like any others.
+
+The picture in docs/states.md is printed from RULES.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from llmsup.config.schema import Restart
+from llmsup.config.units import duration
+from llmsup.core import backoff
+
+
+class Want(Enum):
+    """What the operator asked for."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+class State(Enum):
+    """What was observed."""
+
+    STOPPED = "stopped"  # no process; with Want.UP it waits for its dependencies
+    STARTING = "starting"  # a process that has not been ready yet
+    READY = "ready"  # may receive traffic
+    UNREADY = "unready"  # was ready; its probes fail
+    DRAINING = "draining"  # off the upstream lists; requests in flight finish
+    STOPPING = "stopping"  # SIGTERM was sent; SIGKILL follows after the grace period
+    BACKOFF = "backoff"  # died; waits before the next spawn
+    FAILED = "failed"  # gave up; a slow retry or a person brings it back
+
+
+ALIVE = frozenset({State.STARTING, State.READY, State.UNREADY, State.DRAINING, State.STOPPING})
+"""The states in which a process exists."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The times and limits of one service, in seconds, taken from its profile."""
+
+    restart: Restart = Restart()
+    stall_timeout_s: float = 60.0
+    start_timeout_s: float = 1800.0
+    drain_timeout_s: float = 30.0
+    grace_period_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service as it is now. Only `step` makes a changed one.
+
+    `why` is the sentence a person reads in `status`; empty while there is nothing to explain.
+    `timer_at` and `started_at` are monotonic seconds. `missing` names the dependencies that are
+    not ready.
+    """
+
+    name: str
+    policy: Policy = field(default_factory=Policy)
+    want: Want = Want.DOWN
+    state: State = State.STOPPED
+    generation: int = 0
+    pid: int | None = None
+    started_at: float = 0.0
+    timer_at: float | None = None
+    deaths: backoff.Deaths = ()
+    restarts: int = 0
+    missing: tuple[str, ...] = ()
+    why: str = ""
+
+
+# --- events: past tense; those about a process carry its generation -----------------------------
+
+
+@dataclass(frozen=True)
+class StartAsked:
+    """The operator wants the service up; a running one is left alone."""
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """The operator wants the service down; `drain` lets requests in flight finish first."""
+
+    drain: bool = True
+
+
+@dataclass(frozen=True)
+class RestartAsked:
+    """The operator wants a new process; past deaths are forgiven."""
+
+    drain: bool = True
+
+
+@dataclass(frozen=True)
+class DependenciesChanged:
+    """The dependencies that are not ready are now `missing`."""
+
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Spawned:
+    """The process of this generation exists."""
+
+    generation: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class SpawnFailed:
+    """There is no process; `permanent` says that trying again unchanged is useless."""
+
+    generation: int
+    reason: str
+    permanent: bool = False
+
+
+@dataclass(frozen=True)
+class Exited:
+    """The process is gone; `clean` is exit status 0, `permanent` as in SpawnFailed."""
+
+    generation: int
+    reason: str
+    clean: bool = False
+    permanent: bool = False
+
+
+@dataclass(frozen=True)
+class BecameReady:
+    """The readiness threshold was reached."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class BecameUnready:
+    """The failure threshold was reached."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """A starting process was seen to do something: it logged, read or grew."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class Drained:
+    """No request is in flight any more."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class TimerElapsed:
+    """The timer that was set for `at` went off."""
+
+    at: float
+
+
+Event = (
+    StartAsked
+    | StopAsked
+    | RestartAsked
+    | DependenciesChanged
+    | Spawned
+    | SpawnFailed
+    | Exited
+    | BecameReady
+    | BecameUnready
+    | Progressed
+    | Drained
+    | TimerElapsed
+)
+EVENTS: tuple[type[Event], ...] = (
+    StartAsked,
+    StopAsked,
+    RestartAsked,
+    DependenciesChanged,
+    Spawned,
+    SpawnFailed,
+    Exited,
+    BecameReady,
+    BecameUnready,
+    Progressed,
+    Drained,
+    TimerElapsed,
+)
+
+
+# --- actions: imperative, performed by the supervisor -------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spawn:
+    """Start a process; answer with Spawned or SpawnFailed."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Watch the requests in flight; answer with Drained."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class Terminate:
+    """SIGTERM (and SIGCONT) to the process group."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class Kill:
+    """SIGKILL to the process group."""
+
+    generation: int
+
+
+Action = Spawn | Drain | Terminate | Kill
+Step = tuple[Service, tuple[Action, ...]]
+Rule = Callable[[Service, Event, float], Step]
+
+
+# --- what can follow ----------------------------------------------------------------------------
+
+
+def _ignore(service: Service, _event: Event, _now: float) -> Step:
+    return service, ()
+
+
+def _spawn_or_wait(service: Service, now: float) -> Step:
+    """The one way into STARTING: a spawn where every dependency is ready, else a wait."""
+    if service.missing:
+        why = f"waits for {', '.join(service.missing)} to be ready"
+        return replace(service, state=State.STOPPED, pid=None, timer_at=None, why=why), ()
+    generation = service.generation + 1
+    started = replace(
+        service,
+        state=State.STARTING,
+        generation=generation,
+        pid=None,
+        started_at=now,
+        timer_at=now + min(service.policy.stall_timeout_s, service.policy.start_timeout_s),
+        restarts=service.restarts + (1 if service.generation else 0),
+    )
+    return started, (Spawn(generation),)
+
+
+def _terminate(service: Service, now: float) -> Step:
+    stopping = replace(service, state=State.STOPPING, timer_at=now + service.policy.grace_period_s)
+    return stopping, (Terminate(service.generation),)
+
+
+def _count_death(service: Service, reason: str, now: float) -> Service:
+    deaths = backoff.record(service.deaths, now, service.policy.restart)
+    return replace(service, deaths=deaths, why=reason)
+
+
+def _recover(service: Service, now: float) -> Step:
+    """What follows the deaths counted so far: a spawn now, a backoff, or giving up for a while."""
+    restart = service.policy.restart
+    gone = replace(service, pid=None, timer_at=None)
+    if restart.policy == "never":
+        why = f"{service.why}; its restart policy is never"
+        return replace(gone, state=State.FAILED, why=why), ()
+    if backoff.is_crash_loop(service.deaths, restart):
+        why = (
+            f"{service.why}; {_deaths(len(service.deaths))} within {duration(restart.window_s)}, "
+            f"next try in {duration(restart.window_s)}"
+        )
+        return replace(gone, state=State.FAILED, why=why, timer_at=now + restart.window_s), ()
+    seed = f"{service.name}:{service.generation}"
+    due = max(service.deaths, default=now) + backoff.delay_s(service.deaths, restart, seed)
+    if due <= now:
+        return _spawn_or_wait(gone, now)
+    return replace(gone, state=State.BACKOFF, timer_at=due), ()
+
+
+def _deaths(count: int) -> str:
+    return "1 death" if count == 1 else f"{count} deaths"
+
+
+def _give_up(service: Service) -> Step:
+    return replace(service, state=State.FAILED, pid=None, timer_at=None), ()
+
+
+def _die(service: Service, event: Exited | SpawnFailed, now: float) -> Step:
+    dead = _count_death(service, event.reason, now)
+    return _give_up(dead) if event.permanent else _recover(dead, now)
+
+
+# --- rules, by event ----------------------------------------------------------------------------
+
+
+def _start(service: Service, _event: Event, now: float) -> Step:
+    return _spawn_or_wait(replace(service, want=Want.UP, deaths=(), why=""), now)
+
+
+def _want_up(service: Service, _event: Event, _now: float) -> Step:
+    return replace(service, want=Want.UP), ()
+
+
+def _stay_down(service: Service, _event: Event, _now: float) -> Step:
+    down = replace(service, want=Want.DOWN, state=State.STOPPED, timer_at=None, deaths=(), why="")
+    return down, ()
+
+
+def _stop_unrouted(service: Service, event: Event, now: float) -> Step:
+    """Stop or restart a process that never had traffic: nothing to drain."""
+    want = Want.UP if isinstance(event, RestartAsked) else Want.DOWN
+    return _terminate(replace(service, want=want, deaths=(), why=""), now)
+
+
+def _stop_routed(service: Service, event: Event, now: float) -> Step:
+    assert isinstance(event, StopAsked | RestartAsked)
+    if not event.drain:
+        return _stop_unrouted(service, event, now)
+    want = Want.UP if isinstance(event, RestartAsked) else Want.DOWN
+    draining = replace(
+        service,
+        want=want,
+        deaths=(),
+        why="",
+        state=State.DRAINING,
+        timer_at=now + service.policy.drain_timeout_s,
+    )
+    return draining, (Drain(service.generation),)
+
+
+def _stop_draining(service: Service, event: Event, now: float) -> Step:
+    """Asked again while draining: `drain` keeps it, without it the drain ends now."""
+    assert isinstance(event, StopAsked | RestartAsked)
+    want = Want.UP if isinstance(event, RestartAsked) else Want.DOWN
+    asked = replace(service, want=want, deaths=())
+    return (asked, ()) if event.drain else _terminate(asked, now)
+
+
+def _stop_stopping(service: Service, event: Event, _now: float) -> Step:
+    want = Want.UP if isinstance(event, RestartAsked) else Want.DOWN
+    return replace(service, want=want, deaths=(), why=""), ()
+
+
+def _note_missing(service: Service, event: Event, _now: float) -> Step:
+    assert isinstance(event, DependenciesChanged)
+    return replace(service, missing=event.missing), ()
+
+
+def _unblock(service: Service, event: Event, now: float) -> Step:
+    assert isinstance(event, DependenciesChanged)
+    known = replace(service, missing=event.missing)
+    return _spawn_or_wait(known, now) if service.want is Want.UP else (known, ())
+
+
+def _note_pid(service: Service, event: Event, _now: float) -> Step:
+    assert isinstance(event, Spawned)
+    return replace(service, pid=event.pid), ()
+
+
+def _die_or_end(service: Service, event: Event, now: float) -> Step:
+    assert isinstance(event, Exited | SpawnFailed)
+    return _end_as_allowed(service, event) or _die(service, event, now)
+
+
+def _end_as_allowed(service: Service, event: Exited | SpawnFailed) -> Step | None:
+    """A clean exit under `on-failure` or `never` is the end of the job, not a death."""
+    policy = service.policy.restart.policy
+    if not (isinstance(event, Exited) and event.clean and policy != "always"):
+        return None
+    why = f"{event.reason}; its restart policy is {policy}"
+    ended = replace(
+        service, want=Want.DOWN, state=State.STOPPED, pid=None, timer_at=None, deaths=(), why=why
+    )
+    return ended, ()
+
+
+def _become_ready(service: Service, _event: Event, _now: float) -> Step:
+    return replace(service, state=State.READY, timer_at=None, why=""), ()
+
+
+def _become_unready(service: Service, event: Event, _now: float) -> Step:
+    assert isinstance(event, BecameUnready)
+    return replace(service, state=State.UNREADY, why=event.reason), ()
+
+
+def _extend_start(service: Service, _event: Event, now: float) -> Step:
+    cap = service.started_at + service.policy.start_timeout_s
+    return replace(service, timer_at=min(now + service.policy.stall_timeout_s, cap)), ()
+
+
+def _stall(service: Service, _event: Event, now: float) -> Step:
+    """Not ready in time: a death, counted here, though the process still has to be ended."""
+    policy = service.policy
+    if now - service.started_at >= policy.start_timeout_s:
+        why = f"was not ready within {duration(policy.start_timeout_s)}"
+    else:
+        why = f"was not ready and showed no progress for {duration(policy.stall_timeout_s)}"
+    return _terminate(_count_death(service, why, now), now)
+
+
+def _end_drain(service: Service, _event: Event, now: float) -> Step:
+    return _terminate(service, now)
+
+
+def _kill_again(service: Service, _event: Event, now: float) -> Step:
+    grace_s = service.policy.grace_period_s
+    why = service.why or f"did not exit within {duration(grace_s)} of SIGTERM"
+    # The timer is set anew: a process stuck in the kernel is killed again until it is gone.
+    killed = replace(service, timer_at=now + max(grace_s, 1.0), why=why)
+    return killed, (Kill(service.generation),)
+
+
+def _end_stop(service: Service, _event: Event, now: float) -> Step:
+    """The exit that was asked for, by a stop, a restart or a stalled start."""
+    if service.want is Want.DOWN:
+        stopped = replace(service, state=State.STOPPED, pid=None, timer_at=None, deaths=(), why="")
+        return stopped, ()
+    return _recover(service, now)
+
+
+def _retry(service: Service, _event: Event, now: float) -> Step:
+    return _spawn_or_wait(service, now)
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+RULES: dict[State, dict[type[Event], Rule]] = {
+    State.STOPPED: {
+        StartAsked: _start,
+        StopAsked: _stay_down,
+        RestartAsked: _start,
+        DependenciesChanged: _unblock,
+        Spawned: _ignore,
+        SpawnFailed: _ignore,
+        Exited: _ignore,
+        BecameReady: _ignore,
+        BecameUnready: _ignore,
+        Progressed: _ignore,
+        Drained: _ignore,
+        TimerElapsed: _ignore,
+    },
+    State.STARTING: {
+        StartAsked: _want_up,
+        StopAsked: _stop_unrouted,
+        RestartAsked: _stop_unrouted,
+        DependenciesChanged: _note_missing,
+        Spawned: _note_pid,
+        SpawnFailed: _die_or_end,
+        Exited: _die_or_end,
+        BecameReady: _become_ready,
+        BecameUnready: _ignore,
+        Progressed: _extend_start,
+        Drained: _ignore,
+        TimerElapsed: _stall,
+    },
+    State.READY: {
+        StartAsked: _want_up,
+        StopAsked: _stop_routed,
+        RestartAsked: _stop_routed,
+        DependenciesChanged: _note_missing,
+        Spawned: _ignore,
+        SpawnFailed: _ignore,
+        Exited: _die_or_end,
+        BecameReady: _ignore,
+        BecameUnready: _become_unready,
+        Progressed: _ignore,
+        Drained: _ignore,
+        TimerElapsed: _ignore,
+    },
+    State.UNREADY: {
+        StartAsked: _want_up,
+        StopAsked: _stop_routed,
+        RestartAsked: _stop_routed,
+        DependenciesChanged: _note_missing,
+        Spawned: _ignore,
+        SpawnFailed: _ignore,
+        Exited: _die_or_end,
+        BecameReady: _become_ready,
+        BecameUnready: _become_unready,
+        Progressed: _ignore,
+        Drained: _ignore,
+        TimerElapsed: _ignore,
+    },
+    State.DRAINING: {
+        StartAsked: _want_up,
+        StopAsked: _stop_draining,
+        RestartAsked: _stop_draining,
+        DependenciesChanged: _note_missing,
+        Spawned: _ignore,
+        SpawnFailed: _ignore,
+        Exited: _end_stop,
+        BecameReady: _ignore,
+        BecameUnready: _ignore,
+        Progressed: _ignore,
+        Drained: _end_drain,
+        TimerElapsed: _end_drain,
+    },
+    State.STOPPING: {
+        StartAsked: _want_up,
+        StopAsked: _stop_stopping,
+        RestartAsked: _stop_stopping,
+        DependenciesChanged: _note_missing,
+        Spawned: _note_pid,
+        SpawnFailed: _end_stop,
+        Exited: _end_stop,
+        BecameReady: _ignore,
+        BecameUnready: _ignore,
+        Progressed: _ignore,
+        Drained: _ignore,
+        TimerElapsed: _kill_again,
+    },
+    State.BACKOFF: {
+        StartAsked: _start,
+        StopAsked: _stay_down,
+        RestartAsked: _start,
+        DependenciesChanged: _note_missing,
+        Spawned: _ignore,
+        SpawnFailed: _ignore,
+        Exited: _ignore,
+        BecameReady: _ignore,
+        BecameUnready: _ignore,
+        Progressed: _ignore,
+        Drained: _ignore,
+        TimerElapsed: _retry,
+    },
+    State.FAILED: {
+        StartAsked: _start,
+        StopAsked: _stay_down,
+        RestartAsked: _start,
+        DependenciesChanged: _note_missing,
+        Spawned: _ignore,
+        SpawnFailed: _ignore,
+        Exited: _ignore,
+        BecameReady: _ignore,
+        BecameUnready: _ignore,
+        Progressed: _ignore,
+        Drained: _ignore,
+        TimerElapsed: _retry,
+    },
+}
+"""What follows each event in each state. Total: ignored pairs are spelled out, too."""
+
+
+def step(service: Service, event: Event, now: float) -> Step:
+    """The service after `event` at monotonic time `now`, and what must be done about it.
+
+    Events of an older generation and timers that are no longer pending change nothing.
+    """
+    generation = getattr(event, "generation", service.generation)
+    if generation != service.generation:
+        return service, ()
+    if isinstance(event, TimerElapsed) and event.at != service.timer_at:
+        return service, ()
+    return RULES[service.state][type(event)](service, event, now)

@@ -1,0 +1,81 @@
+"""Services to upstream lists. The lists are derived from states, never pushed by hand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llmsup.core.lifecycle import State
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where one service listens."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Route:
+    """A model name (and its aliases) and the services that answer it, in order of preference."""
+
+    name: str
+    services: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every model name a client may use for this route."""
+        return (self.name, *self.aliases)
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """One entry of an upstream list.
+
+    `is_fallback`: not the first service of the route. `is_draining`: gets no new request and stays
+    visible only so that its requests in flight can be counted.
+    """
+
+    service: str
+    endpoint: Endpoint
+    is_fallback: bool
+    is_draining: bool = False
+
+
+UpstreamList = tuple[Upstream, ...]
+"""The upstreams of one route, the preferred first."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """What routing needs to know of a service."""
+
+    endpoint: Endpoint
+    state: State
+
+
+def desired(routes: tuple[Route, ...], members: Mapping[str, Member]) -> dict[str, UpstreamList]:
+    """The upstream list of each route, by route name: its ready services, in the route's order."""
+    return {route.name: _upstreams(route, members) for route in routes}
+
+
+def _upstreams(route: Route, members: Mapping[str, Member]) -> UpstreamList:
+    return tuple(
+        Upstream(
+            service=name,
+            endpoint=members[name].endpoint,
+            is_fallback=position > 0,
+            is_draining=members[name].state is State.DRAINING,
+        )
+        for position, name in enumerate(route.services)
+        if name in members and members[name].state in {State.READY, State.DRAINING}
+    )
+
+
+def diff(
+    wanted: Mapping[str, UpstreamList], published: Mapping[str, UpstreamList]
+) -> dict[str, UpstreamList]:
+    """The lists that have to be written: those of `wanted` that `published` does not have."""
+    return {
+        name: upstreams for name, upstreams in wanted.items() if published.get(name) != upstreams
+    }

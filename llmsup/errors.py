@@ -1,0 +1,79 @@
+"""Every error that llmsup raises on purpose.
+
+LlmsupError                exit 1   something failed
+├── UsageError             exit 2   the command line asks for something that is not there
+├── ConfigError            exit 2   the profile has problems; lists all of them
+├── LaunchError            exit 1   a service cannot be started on this machine
+├── GatewayError           exit 1   Envoy cannot be set up here
+├── NotRunningError        exit 3   no daemon answers for this home
+└── UnknownStateError      exit 4   a daemon is there but cannot be understood
+
+Each carries one line for the person (`message`) and what to do next (`hint`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class LlmsupError(Exception):
+    """Something failed; `message` is one line, `hint` says what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(LlmsupError):
+    """The command line names something that does not exist."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing wrong with a profile: where it stands and what would be valid."""
+
+    file: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}: {self.key}" if self.key else self.file
+        return f"{where}: {self.message}"
+
+
+class ConfigError(LlmsupError):
+    """A profile has problems. All of them are listed, one a line."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem], *, hint: str = "") -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems), hint=hint)
+
+
+class LaunchError(LlmsupError):
+    """A service cannot be started. `permanent`: trying again without a change is useless."""
+
+    def __init__(self, message: str, *, hint: str = "", permanent: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.permanent = permanent
+
+
+class GatewayError(LlmsupError):
+    """Envoy cannot be set up on this machine."""
+
+
+class NotRunningError(LlmsupError):
+    """No daemon answers on this home's control socket."""
+
+    exit_code = 3
+
+
+class UnknownStateError(LlmsupError):
+    """A daemon holds this home but does not answer in a way we understand."""
+
+    exit_code = 4

@@ -1,0 +1,1 @@
+"""One product a file: its flags, URLs and file formats. Pure."""

@@ -1,0 +1,39 @@
+"""A launch: all that is needed to start one service and to tell when it is ready."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+
+class Via(Enum):
+    """How readiness is found out."""
+
+    HTTP = "http"  # 2xx passes; 503 while loading is "not yet"
+    TCP = "tcp"  # a connection is accepted
+    ALIVE = "alive"  # the process has stayed up for one period
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a probe asks: an address (host and port, or a Unix socket) and an HTTP path."""
+
+    via: Via
+    host: str = "127.0.0.1"
+    port: int = 0
+    unix_socket: Path | None = None
+    path: str = "/"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """argv, the variables set over the inherited environment, and what to probe.
+
+    `ports` are those the process will listen on; they are seen to be free before it is started.
+    """
+
+    argv: tuple[str, ...]
+    target: Target
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path | None = None
+    ports: tuple[int, ...] = ()
