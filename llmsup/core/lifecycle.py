@@ -20,6 +20,7 @@ The picture in docs/states.md is printed from RULES.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Any
 
 from llmsup.config.schema import Restart
 from llmsup.config.units import duration
@@ -239,7 +240,8 @@ class Kill:
 
 Action = Spawn | Drain | Terminate | Kill
 Step = tuple[Service, tuple[Action, ...]]
-Rule = Callable[[Service, Event, float], Step]
+Rule = Callable[[Service, Any, float], Step]
+"""What follows; each rule takes the events of its rows."""
 
 
 # --- what can follow ----------------------------------------------------------------------------
@@ -326,14 +328,13 @@ def _stay_down(service: Service, _event: Event, _now: float) -> Step:
     return down, ()
 
 
-def _stop_unrouted(service: Service, event: Event, now: float) -> Step:
+def _stop_unrouted(service: Service, event: StopAsked | RestartAsked, now: float) -> Step:
     """Stop or restart a process that never had traffic: nothing to drain."""
     want = Want.UP if isinstance(event, RestartAsked) else Want.DOWN
     return _terminate(replace(service, want=want, deaths=(), why=""), now)
 
 
-def _stop_routed(service: Service, event: Event, now: float) -> Step:
-    assert isinstance(event, StopAsked | RestartAsked)
+def _stop_routed(service: Service, event: StopAsked | RestartAsked, now: float) -> Step:
     if not event.drain:
         return _stop_unrouted(service, event, now)
     want = Want.UP if isinstance(event, RestartAsked) else Want.DOWN
@@ -348,37 +349,32 @@ def _stop_routed(service: Service, event: Event, now: float) -> Step:
     return draining, (Drain(service.generation),)
 
 
-def _stop_draining(service: Service, event: Event, now: float) -> Step:
+def _stop_draining(service: Service, event: StopAsked | RestartAsked, now: float) -> Step:
     """Asked again while draining: `drain` keeps it, without it the drain ends now."""
-    assert isinstance(event, StopAsked | RestartAsked)
     want = Want.UP if isinstance(event, RestartAsked) else Want.DOWN
     asked = replace(service, want=want, deaths=())
     return (asked, ()) if event.drain else _terminate(asked, now)
 
 
-def _stop_stopping(service: Service, event: Event, _now: float) -> Step:
+def _stop_stopping(service: Service, event: StopAsked | RestartAsked, _now: float) -> Step:
     want = Want.UP if isinstance(event, RestartAsked) else Want.DOWN
     return replace(service, want=want, deaths=(), why=""), ()
 
 
-def _note_missing(service: Service, event: Event, _now: float) -> Step:
-    assert isinstance(event, DependenciesChanged)
+def _note_missing(service: Service, event: DependenciesChanged, _now: float) -> Step:
     return replace(service, missing=event.missing), ()
 
 
-def _unblock(service: Service, event: Event, now: float) -> Step:
-    assert isinstance(event, DependenciesChanged)
+def _unblock(service: Service, event: DependenciesChanged, now: float) -> Step:
     known = replace(service, missing=event.missing)
     return _spawn_or_wait(known, now) if service.want is Want.UP else (known, ())
 
 
-def _note_pid(service: Service, event: Event, _now: float) -> Step:
-    assert isinstance(event, Spawned)
+def _note_pid(service: Service, event: Spawned, _now: float) -> Step:
     return replace(service, pid=event.pid), ()
 
 
-def _die_or_end(service: Service, event: Event, now: float) -> Step:
-    assert isinstance(event, Exited | SpawnFailed)
+def _die_or_end(service: Service, event: Exited | SpawnFailed, now: float) -> Step:
     return _end_as_allowed(service, event) or _die(service, event, now)
 
 
@@ -398,8 +394,7 @@ def _become_ready(service: Service, _event: Event, _now: float) -> Step:
     return replace(service, state=State.READY, timer_at=None, why=""), ()
 
 
-def _become_unready(service: Service, event: Event, _now: float) -> Step:
-    assert isinstance(event, BecameUnready)
+def _become_unready(service: Service, event: BecameUnready, _now: float) -> Step:
     return replace(service, state=State.UNREADY, why=event.reason), ()
 
 
