@@ -55,7 +55,7 @@ ALIVE = frozenset({State.STARTING, State.READY, State.UNREADY, State.DRAINING, S
 class Policy:
     """The times and limits of one service, in seconds, taken from its profile."""
 
-    restart: Restart = Restart()
+    restart: Restart = field(default_factory=Restart)
     stall_timeout_s: float = 60.0
     start_timeout_s: float = 1800.0
     drain_timeout_s: float = 30.0
