@@ -430,7 +430,8 @@ def _end_stop(service: Service, _event: Event, now: float) -> Step:
     if service.want is Want.DOWN:
         stopped = replace(service, state=State.STOPPED, pid=None, timer_at=None, deaths=(), why="")
         return stopped, ()
-    return _recover(service, now)
+    # Without a death the stop was a restart's: no policy and no backoff stand in its way.
+    return _recover(service, now) if service.deaths else _spawn_or_wait(service, now)
 
 
 def _retry(service: Service, _event: Event, now: float) -> Step:

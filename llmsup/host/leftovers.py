@@ -1,0 +1,16 @@
+"""Processes that a killed daemon left behind. They carry this home's mark in their environment."""
+
+from llmsup.config.paths import Paths
+from llmsup.host.process import end_marked
+
+GRACE_S = 5.0
+
+
+def home_mark(paths: Paths) -> str:
+    """What the mark of every process of this home starts with."""
+    return f"{paths.runtime}:"
+
+
+def end(paths: Paths) -> int:
+    """End every process of this home, SIGTERM first; returns how many there were. Blocks."""
+    return end_marked(home_mark(paths), GRACE_S)

@@ -1,0 +1,302 @@
+"""The stack: supervisor and gateway joined. Upstream lists follow states; the API asks here."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Coroutine, Iterable, Mapping
+
+from llmsup import __version__
+from llmsup.config.listen import parse_listen
+from llmsup.config.load import Loaded
+from llmsup.config.paths import Paths
+from llmsup.control.wire import Answer, ServiceInfo, Status, UpstreamsInfo
+from llmsup.core.lifecycle import ALIVE, Service, State, Want
+from llmsup.core.routes import effective_routes
+from llmsup.core.routing import Endpoint, Member
+from llmsup.errors import UsageError
+from llmsup.gateway import Gateway
+from llmsup.host import logfile
+from llmsup.host.journal import Journal
+from llmsup.supervisor import Supervisor
+from llmsup.units import GATEWAY, build, wanted
+
+log = logging.getLogger(__name__)
+
+LOG_MAX_BYTES = 10 * 1024 * 1024
+LOG_KEEP = 3
+ROTATION_PERIOD_S = 2.0
+IN_FLIGHT_PERIOD_S = 0.02
+
+
+class Stack:
+    """Everything one daemon keeps: the services of one profile and their gateway."""
+
+    def __init__(self, loaded: Loaded, paths: Paths, environ: Mapping[str, str]) -> None:
+        profile = loaded.profile
+        self._loaded = loaded
+        self._paths = paths
+        self._started_at = time.monotonic()
+        self._wanted = wanted(profile)
+        self._routes = effective_routes(profile)
+        self._journal = Journal(paths.events)
+        self.gateway = Gateway(
+            paths.gateway,
+            self._routes,
+            parse_listen(profile.gateway.listen),
+            loaded.api_keys,
+        )
+        self.gateway.prepare()
+        self._supervisor = Supervisor(
+            build(profile, paths, environ),
+            on_change=self._note_change,
+            drain_requests=self._drain_requests,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending: asyncio.Task[None] | None = None
+        self.stopped = asyncio.Event()
+
+    def begin(self) -> None:
+        """Bring the wanted services up, and keep lists confirmed and logs rotated from now on."""
+        self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
+        self._publish()
+        self._keep(self.gateway.keep_confirmed(self._note_confirmed))
+        self._keep(self._rotate_logs())
+        self._supervisor.start(self._wanted)
+
+    # --- what the control API asks
+
+    def status(self) -> Status:
+        """The whole stack as it is now."""
+        services = self._supervisor.services
+        return Status(
+            daemon={
+                "pid": os.getpid(),
+                "version": __version__,
+                "uptime_s": time.monotonic() - self._started_at,
+                "profile": self._loaded.name,
+                "mode": self._loaded.profile.mode,
+                "stopping": self._ending is not None,
+            },
+            gpu=None,
+            gateway=self._loaded.profile.gateway.listen,
+            services=[self._describe(service) for service in services.values()],
+            routes=[
+                {
+                    "route": route.name,
+                    "aliases": list(route.aliases),
+                    "services": list(route.services),
+                    "published": [
+                        upstream.service
+                        for upstream in self.gateway.published.get(route.name, ())
+                        if not upstream.is_draining
+                    ],
+                }
+                for route in self._routes
+            ],
+        )
+
+    def upstreams(self) -> list[UpstreamsInfo]:
+        """Each route's list as desired, as published, and as Envoy has it."""
+        rows: list[UpstreamsInfo] = []
+        for route in self._routes:
+            confirmed = self.gateway.confirmed.get(route.name)
+            rows.append(
+                {
+                    "route": route.name,
+                    "desired": [u.service for u in self.gateway.desired.get(route.name, ())],
+                    "published": [u.service for u in self.gateway.published.get(route.name, ())],
+                    "confirmed": None if confirmed is None else list(confirmed),
+                }
+            )
+        return rows
+
+    def start(self, names: tuple[str, ...]) -> Answer:
+        """Want services up (none named: those the profile wants); failed ones are tried anew."""
+        chosen = self._known(names) or self._wanted
+        idle = tuple(name for name in chosen if self._is_idle(name))
+        self._refuse_while_ending()
+        self._supervisor.start(idle)
+        return Answer(changed=list(idle), message=f"starting {_listed(idle)}" if idle else "")
+
+    def stop(self, names: tuple[str, ...], *, now: bool) -> Answer:
+        """Want services down, drained first unless `now`."""
+        up = tuple(name for name in self._known(names) if not self._is_down(name))
+        self._supervisor.stop(up, drain=not now)
+        return Answer(changed=list(up), message=f"stopping {_listed(up)}" if up else "")
+
+    def restart(self, names: tuple[str, ...], *, now: bool) -> Answer:
+        """New processes, one service after another, so that a route's other service answers.
+
+        None named: every service that is wanted up, but not the gateway, which serves them all.
+        """
+        self._refuse_while_ending()
+        services = self._supervisor.services
+        chosen = self._known(names) or tuple(
+            name
+            for name, service in services.items()
+            if service.want is Want.UP and name != GATEWAY
+        )
+        self._keep(self._supervisor.restart_in_order(chosen, drain=not now))
+        return Answer(changed=list(chosen), message=f"restarting {_listed(chosen)}")
+
+    def shut_down(self, *, now: bool) -> Answer:
+        """Stop everything, the gateway first; `stopped` is set at the end. Returns at once."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end(drain=not now))
+        elif now:
+            self._supervisor.stop(self._supervisor.services, drain=False)
+        return Answer(changed=list(self._supervisor.services), message="stopping")
+
+    # --- inside
+
+    async def _end(self, *, drain: bool) -> None:
+        try:
+            self._journal.write("daemon", why="stopping")
+            await self._supervisor.stop_in_order([GATEWAY], drain=drain)
+            rest = [name for name in self._supervisor.services if name != GATEWAY]
+            await self._supervisor.stop_in_order(rest, drain=drain)
+            for task in self._tasks:
+                task.cancel()
+        finally:
+            self._journal.write("daemon", why="stopped")
+            self.stopped.set()
+
+    def _refuse_while_ending(self) -> None:
+        if self._ending is not None:
+            raise UsageError("the stack is stopping", hint="llmsup start, once it has stopped")
+
+    def _known(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The names, seen to be services. Raises UsageError naming the known ones."""
+        chosen = tuple(dict.fromkeys(names))
+        unknown = [name for name in chosen if name not in self._supervisor.services]
+        if unknown:
+            raise UsageError(
+                f"unknown service: {_listed(unknown)}",
+                hint=f"known services: {_listed(self._supervisor.services)}",
+            )
+        return chosen
+
+    def _is_idle(self, name: str) -> bool:
+        service = self._supervisor.services[name]
+        return service.want is Want.DOWN or service.state in {State.BACKOFF, State.FAILED}
+
+    def _is_down(self, name: str) -> bool:
+        service = self._supervisor.services[name]
+        return service.want is Want.DOWN and service.state is State.STOPPED
+
+    def _describe(self, service: Service) -> ServiceInfo:
+        unit = self._supervisor.keepers[service.name].unit
+        is_alive = service.state in ALIVE
+        return {
+            "service": service.name,
+            "kind": unit.kind,
+            "want": service.want.value,
+            "state": service.state.value,
+            "pid": service.pid if is_alive else None,
+            "generation": service.generation,
+            "port": unit.port,
+            "model": unit.model,
+            "gpu_layers": unit.gpu_layers,
+            "planned_bytes": None,
+            "measured_bytes": None,
+            "restarts": service.restarts,
+            "uptime_s": time.monotonic() - service.started_at if is_alive else None,
+            "why": service.why,
+        }
+
+    def _note_change(self, before: Service, after: Service) -> None:
+        if before.state is after.state and before.generation == after.generation:
+            if before.why != after.why and after.why:
+                log.info("service=%s state=%s why=%s", after.name, after.state.value, after.why)
+            return
+        self._publish()
+        log.info(
+            "service=%s generation=%d state=%s before=%s want=%s why=%s",
+            after.name,
+            after.generation,
+            after.state.value,
+            before.state.value,
+            after.want.value,
+            after.why or "-",
+        )
+        self._journal.write(
+            "state",
+            service=after.name,
+            generation=after.generation,
+            state=after.state.value,
+            before=before.state.value,
+            want=after.want.value,
+            why=after.why,
+        )
+        if after.name == GATEWAY and after.state is State.READY:
+            self.gateway.wake()
+
+    def _publish(self) -> None:
+        services = self._supervisor.services
+        members = {
+            name: Member(Endpoint("127.0.0.1", keeper.unit.port), services[name].state)
+            for name, keeper in self._supervisor.keepers.items()
+            if keeper.unit.port is not None and name != GATEWAY
+        }
+        not_ready = tuple(
+            name
+            for name, service in services.items()
+            if service.want is Want.UP and service.state is not State.READY and name != GATEWAY
+        )
+        for route in self.gateway.publish(members, not_ready):
+            upstreams = [upstream.service for upstream in self.gateway.published[route]]
+            log.info("route=%s upstreams=%s", route, ",".join(upstreams) or "-")
+            self._journal.write("published", route=route, upstreams=upstreams)
+
+    def _note_confirmed(self, route: str, elapsed_s: float) -> None:
+        upstreams = [upstream.service for upstream in self.gateway.published[route]]
+        self._journal.write(
+            "confirmed", route=route, upstreams=upstreams, elapsed_ms=round(elapsed_s * 1000, 3)
+        )
+
+    async def _drain_requests(self, name: str) -> None:
+        if name == GATEWAY:
+            await self.gateway.drain_listeners()
+            while await self.gateway.requests_active():
+                await asyncio.sleep(IN_FLIGHT_PERIOD_S)
+            return
+        # Before Envoy has the shorter list a request may still come in behind the count.
+        await self.gateway.wait_confirmed()
+        while await self.gateway.in_flight(name):
+            await asyncio.sleep(IN_FLIGHT_PERIOD_S)
+
+    async def _rotate_logs(self) -> None:
+        logs = [keeper.unit.log for keeper in self._supervisor.keepers.values()]
+        logs.append(self._paths.daemon_log)
+        trouble = ""
+        while True:
+            await asyncio.sleep(ROTATION_PERIOD_S)
+            try:
+                for path in logs:
+                    if logfile.size_bytes(path) > LOG_MAX_BYTES:
+                        await asyncio.to_thread(
+                            logfile.rotate, path, max_bytes=LOG_MAX_BYTES, keep=LOG_KEEP
+                        )
+                self._journal.rotate()
+                trouble = ""
+            except OSError as error:
+                if str(error) != trouble:
+                    log.warning("logs are not being rotated: %s", error)
+                trouble = str(error)
+
+    def _keep(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(_logged(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _logged(work: Coroutine[object, object, None]) -> None:
+    try:
+        await work
+    except Exception:
+        log.exception("a background task of the daemon broke")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,128 @@
+"""Keeps all services: who waits for whom, and in which order they stop."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from graphlib import TopologicalSorter
+
+from llmsup.core.lifecycle import (
+    DependenciesChanged,
+    RestartAsked,
+    Service,
+    StartAsked,
+    State,
+    StopAsked,
+    Want,
+)
+from llmsup.keeper import Change, DrainRequests, Keeper, Unit
+
+QUIET = frozenset({State.STOPPED, State.BACKOFF, State.FAILED})
+"""States without a process."""
+
+
+class Supervisor:
+    """The services of one stack, each with its keeper.
+
+    `on_change(before, after)` is told of every changed Service, on the event loop.
+    """
+
+    def __init__(
+        self, units: Iterable[Unit], *, on_change: Change, drain_requests: DrainRequests
+    ) -> None:
+        self._on_change = on_change
+        self._changed = asyncio.Event()
+        self.keepers = {
+            unit.name: Keeper(unit, on_change=self._note_change, drain_requests=drain_requests)
+            for unit in units
+        }
+        self._dependents: dict[str, list[str]] = {name: [] for name in self.keepers}
+        for name, keeper in self.keepers.items():
+            for dependency in keeper.unit.depends_on:
+                self._dependents[dependency].append(name)
+        for name in self.keepers:
+            self._tell_missing(name)
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        """Every service as it is now, by name, in the order of the profile."""
+        return {name: keeper.service for name, keeper in self.keepers.items()}
+
+    @property
+    def start_order(self) -> tuple[str, ...]:
+        """All names, dependencies before their dependents."""
+        graph = {name: keeper.unit.depends_on for name, keeper in self.keepers.items()}
+        return tuple(TopologicalSorter(graph).static_order())
+
+    def start(self, names: Iterable[str]) -> None:
+        """Want these up; dependencies are awaited by their keepers."""
+        for name in names:
+            self.keepers[name].post(StartAsked())
+
+    def stop(self, names: Iterable[str], *, drain: bool = True) -> None:
+        """Want these down."""
+        for name in names:
+            self.keepers[name].post(StopAsked(drain))
+
+    def restart(self, name: str, *, drain: bool = True) -> None:
+        """Want a new process of this one."""
+        self.keepers[name].post(RestartAsked(drain))
+
+    async def stop_in_order(self, names: Iterable[str], *, drain: bool = True) -> None:
+        """Stop these, each once its dependents are gone; return when all are stopped."""
+        remaining = set(names)
+        asked: set[str] = set()
+        while remaining:
+            for name in remaining - asked:
+                if not remaining.intersection(self._dependents[name]):
+                    asked.add(name)
+                    self.stop([name], drain=drain)
+            down = {name for name in remaining & asked if self._is_down(name)}
+            remaining -= down
+            if remaining and not down:
+                await self._next_change()
+        await asyncio.gather(*(keeper.wait_swept() for keeper in self.keepers.values()))
+
+    async def restart_in_order(self, names: Iterable[str], *, drain: bool = True) -> None:
+        """Restart these one after another, each once the one before is ready or has failed."""
+        chosen = set(names)
+        for name in self.start_order:
+            if name not in chosen:
+                continue
+            generation = self.keepers[name].service.generation
+            self.restart(name, drain=drain)
+            await self.wait_until(lambda name=name, last=generation: self._is_settled(name, last))
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Until `condition` holds; looked at after every change."""
+        while not condition():
+            await self._next_change()
+
+    def _is_down(self, name: str) -> bool:
+        service = self.keepers[name].service
+        return service.want is Want.DOWN and service.state is State.STOPPED
+
+    def _is_settled(self, name: str, last_generation: int) -> bool:
+        service = self.keepers[name].service
+        if service.want is Want.DOWN or service.state in QUIET:
+            return True
+        return service.state is State.READY and service.generation > last_generation
+
+    async def _next_change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _note_change(self, before: Service, after: Service) -> None:
+        self._on_change(before, after)
+        self._changed.set()
+        if (before.state is State.READY) != (after.state is State.READY):
+            for name in self._dependents[after.name]:
+                self._tell_missing(name)
+
+    def _tell_missing(self, name: str) -> None:
+        keeper = self.keepers[name]
+        missing = tuple(
+            dependency
+            for dependency in keeper.unit.depends_on
+            if self.keepers[dependency].service.state is not State.READY
+        )
+        if missing != keeper.service.missing:
+            keeper.post(DependenciesChanged(missing))

@@ -1,0 +1,111 @@
+"""A profile to units: what the supervisor keeps, with binaries and ports filled in."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from llmsup.config.listen import parse_listen
+from llmsup.config.paths import Paths
+from llmsup.config.schema import Command, LlamaServer, Profile, Qdrant, Service
+from llmsup.core.lifecycle import Policy
+from llmsup.host import binaries, ports
+from llmsup.host.leftovers import home_mark
+from llmsup.keeper import Unit
+from llmsup.services import command, envoy, llama_server, qdrant
+from llmsup.services.launch import Launch
+
+GATEWAY = "gateway"
+"""The name of Envoy among the services."""
+
+
+def build(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> tuple[Unit, ...]:
+    """The gateway's unit and one for each service of the profile, in its order.
+
+    Binaries are looked for at each launch, so one that is installed later is found by a retry.
+    """
+    taken = {port for service in profile.service.values() for port in _ports(service)}
+    taken.add(parse_listen(profile.gateway.listen)[1])
+    units = [_gateway(profile, paths, environ)]
+    for name, service in profile.service.items():
+        port = service.port
+        if port is None and isinstance(service, LlamaServer):
+            port = ports.free_port(taken)
+            taken.add(port)
+        units.append(_unit(name, service, port, paths, environ))
+    return tuple(units)
+
+
+def wanted(profile: Profile) -> tuple[str, ...]:
+    """The services that `llmsup start` brings up: all, or in single mode one unpinned model."""
+    if profile.mode == "dual":
+        return (GATEWAY, *profile.service)
+    models = {
+        name: service
+        for name, service in profile.service.items()
+        if isinstance(service, LlamaServer) and not service.pinned
+    }
+    active = profile.active or max(models, key=lambda name: models[name].priority, default="")
+    idle = models.keys() - {active}
+    return (GATEWAY, *(name for name in profile.service if name not in idle))
+
+
+def _ports(service: Service) -> tuple[int, ...]:
+    if isinstance(service, Qdrant):
+        return service.port, service.grpc_port
+    return () if service.port is None else (service.port,)
+
+
+def _policy(service: Service) -> Policy:
+    return Policy(
+        restart=service.restart,
+        stall_timeout_s=service.stall_timeout_s,
+        start_timeout_s=service.start_timeout_s,
+        drain_timeout_s=service.drain_timeout_s,
+        grace_period_s=service.grace_period_s,
+    )
+
+
+def _unit(
+    name: str, service: Service, port: int | None, paths: Paths, environ: Mapping[str, str]
+) -> Unit:
+    def launch() -> Launch:
+        match service:
+            case LlamaServer():
+                binary = binaries.llama_server(service.binary, environ)
+                return llama_server.launch(service, name=name, binary=binary, port=port or 0)
+            case Qdrant():
+                binary = binaries.qdrant(service.binary, environ)
+                storage = paths.state / service.storage
+                return qdrant.launch(service, binary=binary, storage=storage)
+            case Command():
+                return command.launch(service)
+
+    return Unit(
+        name=name,
+        kind=str(service.__struct_config__.tag),
+        launch=launch,
+        log=paths.service_log(name),
+        mark=f"{home_mark(paths)}{name}:",
+        policy=_policy(service),
+        readiness=service.readiness,
+        depends_on=service.depends_on,
+        port=port,
+        model=Path(service.model).name if isinstance(service, LlamaServer) else None,
+        gpu_layers=service.gpu_layers if isinstance(service, LlamaServer) else None,
+    )
+
+
+def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit:
+    listen = parse_listen(profile.gateway.listen)
+
+    def launch() -> Launch:
+        return envoy.launch(binaries.envoy(profile.gateway.envoy, environ), paths.gateway, listen)
+
+    return Unit(
+        name=GATEWAY,
+        kind="envoy",
+        launch=launch,
+        log=paths.service_log(GATEWAY),
+        mark=f"{home_mark(paths)}{GATEWAY}:",
+        policy=Policy(drain_timeout_s=profile.gateway.drain_timeout_s),
+        port=listen[1],
+    )

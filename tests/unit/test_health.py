@@ -1,0 +1,30 @@
+"""Probe results to readiness."""
+
+from llmsup.config.schema import Readiness
+from llmsup.core.health import Health, Outcome, ProbeResult, observe
+
+PASS = ProbeResult(Outcome.PASSED)
+FAIL = ProbeResult(Outcome.FAILED, "connection refused")
+LOADING = ProbeResult(Outcome.LOADING, "loading model")
+
+
+def fold(results: list[ProbeResult], policy: Readiness) -> list[bool]:
+    health, seen = Health(), []
+    for result in results:
+        health = observe(health, result, policy)
+        seen.append(health.is_ready)
+    return seen
+
+
+def test_one_pass_makes_ready_and_three_failures_in_a_row_unready() -> None:
+    results = [FAIL, LOADING, PASS, FAIL, FAIL, PASS, FAIL, FAIL, FAIL, PASS]
+    assert fold(results, Readiness()) == [
+        False, False, True, True, True, True, True, True, False, True,
+    ]  # fmt: skip
+
+
+def test_thresholds_count_consecutive_results_only() -> None:
+    policy = Readiness(success_threshold=2, failure_threshold=1)
+    assert fold([PASS, FAIL, PASS, PASS, FAIL, PASS], policy) == [
+        False, False, False, True, False, False,
+    ]  # fmt: skip

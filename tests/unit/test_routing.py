@@ -1,0 +1,72 @@
+"""Upstream lists follow states."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmsup.core.lifecycle import State
+from llmsup.core.routing import Endpoint, Member, Route, Upstream, desired, diff
+
+CHAT, CODE = Endpoint("127.0.0.1", 8001), Endpoint("127.0.0.1", 8004)
+ROUTES = (Route("chat-7b", ("chat", "code"), ("gpt-4o-mini",)), Route("code-7b", ("code", "chat")))
+
+
+def lists(chat: State, code: State) -> dict[str, list[str]]:
+    members = {"chat": Member(CHAT, chat), "code": Member(CODE, code)}
+    return {
+        name: [
+            f"{u.service}{'~' if u.is_draining else ''}{'+' if u.is_fallback else ''}" for u in us
+        ]
+        for name, us in desired(ROUTES, members).items()
+    }
+
+
+def test_ready_services_stand_in_the_order_of_the_route() -> None:
+    assert lists(State.READY, State.READY) == {
+        "chat-7b": ["chat", "code+"],
+        "code-7b": ["code", "chat+"],
+    }
+
+
+def test_a_fallback_stays_one_when_it_is_alone() -> None:
+    assert lists(State.BACKOFF, State.READY) == {"chat-7b": ["code+"], "code-7b": ["code"]}
+
+
+def test_a_draining_service_is_listed_only_to_be_counted() -> None:
+    assert lists(State.DRAINING, State.READY)["chat-7b"] == ["chat~", "code+"]
+
+
+def test_diff_names_what_has_to_be_written() -> None:
+    chat = (Upstream("chat", CHAT, is_fallback=False),)
+    assert diff({"a": chat, "b": ()}, {"a": chat}) == {"b": ()}
+    assert diff({"a": chat}, {"a": ()}) == {"a": chat}
+    assert diff({"a": chat}, {"a": chat, "gone": ()}) == {}
+
+
+services = st.sampled_from(["chat", "code", "embedding", "rag"])
+routes = st.lists(
+    st.lists(services, min_size=1, max_size=4, unique=True), min_size=1, max_size=4
+).map(lambda lists: tuple(Route(f"r{n}", tuple(names)) for n, names in enumerate(lists)))
+members = st.dictionaries(
+    services,
+    st.builds(
+        Member,
+        st.builds(Endpoint, st.just("127.0.0.1"), st.integers(1, 65535)),
+        st.sampled_from(State),
+    ),
+)
+
+
+@given(routes, members)
+def test_routable_is_ready_and_nothing_else(
+    routes: tuple[Route, ...], members: dict[str, Member]
+) -> None:
+    for route, upstreams in zip(routes, desired(routes, members).values(), strict=True):
+        routable = [u.service for u in upstreams if not u.is_draining]
+        assert routable == [
+            name
+            for name in route.services
+            if name in members and members[name].state is State.READY
+        ]
+        for upstream in upstreams:
+            assert upstream.endpoint == members[upstream.service].endpoint
+            assert upstream.is_fallback == (upstream.service != route.services[0])
