@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=os.environ.get("LLMSUP_LOG", "INFO").upper(),
         format="%(asctime)s %(levelname)s %(message)s",
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         home = paths()
         home.create()

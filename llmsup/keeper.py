@@ -214,7 +214,7 @@ class Keeper:
         readiness = self.unit.readiness
         condition = Health()
         pause_s = FIRST_PROBE_S
-        progress = _Progress(process, self.unit.log, self._loop.time())
+        progress = _Progress(process, self._loop.time())
         if launch.target.via is Via.ALIVE:
             await asyncio.sleep(min(readiness.period_s, 1.0))
         while True:
@@ -240,20 +240,16 @@ class Keeper:
 class _Progress:
     """Whether a starting process did something lately; looked at once a second."""
 
-    def __init__(self, process: Process, log_file: Path, now: float) -> None:
+    def __init__(self, process: Process, now: float) -> None:
         self._process = process
-        self._log = log_file
         self._looked_at = now
-        self._last = self._measure()
-
-    def _measure(self) -> tuple[int, int]:
-        return self._process.progress(), logfile.size_bytes(self._log)
+        self._last = process.progress()
 
     def was_made(self, now: float) -> bool:
         if now - self._looked_at < PROGRESS_PERIOD_S:
             return False
         self._looked_at = now
-        last, self._last = self._last, self._measure()
+        last, self._last = self._last, self._process.progress()
         return self._last != last
 
 

@@ -261,8 +261,6 @@ class Stack:
             while await self.gateway.requests_active():
                 await asyncio.sleep(IN_FLIGHT_PERIOD_S)
             return
-        # Before Envoy has the shorter list a request may still come in behind the count.
-        await self.gateway.wait_confirmed()
         while await self.gateway.in_flight(name):
             await asyncio.sleep(IN_FLIGHT_PERIOD_S)
 

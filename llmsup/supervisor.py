@@ -1,7 +1,7 @@
 """Keeps all services: who waits for whom, and in which order they stop."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from graphlib import TopologicalSorter
 
 from llmsup.core.lifecycle import (
@@ -87,14 +87,10 @@ class Supervisor:
         for name in self.start_order:
             if name not in chosen:
                 continue
-            generation = self.keepers[name].service.generation
+            last_generation = self.keepers[name].service.generation
             self.restart(name, drain=drain)
-            await self.wait_until(lambda name=name, last=generation: self._is_settled(name, last))
-
-    async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Until `condition` holds; looked at after every change."""
-        while not condition():
-            await self._next_change()
+            while not self._is_settled(name, last_generation):
+                await self._next_change()
 
     def _is_down(self, name: str) -> bool:
         service = self.keepers[name].service

@@ -7,6 +7,7 @@ from llmsup.config.listen import parse_listen
 from llmsup.config.paths import Paths
 from llmsup.config.schema import Command, LlamaServer, Profile, Qdrant, Service
 from llmsup.core.lifecycle import Policy
+from llmsup.core.routing import Endpoint
 from llmsup.host import binaries, ports
 from llmsup.host.leftovers import home_mark
 from llmsup.keeper import Unit
@@ -95,7 +96,7 @@ def _unit(
 
 
 def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit:
-    listen = parse_listen(profile.gateway.listen)
+    listen = Endpoint(*parse_listen(profile.gateway.listen))
 
     def launch() -> Launch:
         return envoy.launch(binaries.envoy(profile.gateway.envoy, environ), paths.gateway, listen)
@@ -107,5 +108,5 @@ def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit
         log=paths.service_log(GATEWAY),
         mark=f"{home_mark(paths)}{GATEWAY}:",
         policy=Policy(drain_timeout_s=profile.gateway.drain_timeout_s),
-        port=listen[1],
+        port=listen.port,
     )

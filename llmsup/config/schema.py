@@ -9,15 +9,61 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-Seconds = Annotated[float, Meta(ge=0, extra={"unit": "duration"})]
+_WITH_UNIT = 'with a unit, such as "250ms", "10s", "5m" or "1h"'
+
+Seconds = Annotated[
+    float, Meta(ge=0, extra={"unit": "duration"}, description=f"a duration {_WITH_UNIT}")
+]
 """A duration, written with its unit: "250ms", "10s", "5m", "1h"."""
 
-Port = Annotated[int, Meta(ge=1, le=65535)]
-Count = Annotated[int, Meta(ge=1)]
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
-"""A service's name: lower case letters, digits, "-" and "_", at most 32."""
+Timeout = Annotated[
+    float,
+    Meta(gt=0, extra={"unit": "duration"}, description=f"a duration above zero {_WITH_UNIT}"),
+]
+Period = Annotated[
+    float,
+    Meta(
+        ge=0.01, extra={"unit": "duration"}, description=f"a duration of 10ms or more {_WITH_UNIT}"
+    ),
+]
 
-GpuLayers = Literal["all"] | Annotated[int, Meta(ge=0)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Layers = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Priority = Annotated[int, Meta(ge=-1000, le=1000)]
+Text = Annotated[str, Meta(min_length=1, description="a string that is not empty")]
+Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,31}\Z",
+        description='a name of lower case letters, digits, "-" and "_", at most 32',
+    ),
+]
+ModelName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[!-~]{1,128}\Z",
+        description="a model name of 1 to 128 visible ASCII characters without spaces",
+    ),
+]
+Variable = Annotated[
+    str,
+    Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z", description="the name of an environment variable"),
+]
+HttpPath = Annotated[
+    str, Meta(pattern=r"^/[!-~]*\Z", description='a path such as "/health", without spaces')
+]
+
+GpuLayers = Annotated[
+    Literal["all"] | Layers,
+    Meta(
+        extra={
+            "refusals": {
+                "auto": '"auto" comes with VRAM planning; for now use "all" or a number of layers'
+            }
+        }
+    ),
+]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 
 
@@ -28,10 +74,10 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True):
 class Readiness(Table, frozen=True):
     """When a service may receive traffic. Gates routing; never restarts anything."""
 
-    http_get: str | None = None
+    http_get: HttpPath | None = None
     tcp: bool = False
-    period_s: Seconds = field(default=2.0, name="period")
-    timeout_s: Seconds = field(default=3.0, name="timeout")
+    period_s: Period = field(default=2.0, name="period")
+    timeout_s: Timeout = field(default=3.0, name="timeout")
     success_threshold: Count = 1
     failure_threshold: Count = 3
 
@@ -43,7 +89,7 @@ class Restart(Table, frozen=True):
     backoff_s: Seconds = field(default=1.0, name="backoff")
     max_backoff_s: Seconds = field(default=60.0, name="max_backoff")
     max_deaths: Count = 5
-    window_s: Seconds = field(default=600.0, name="window")
+    window_s: Timeout = field(default=600.0, name="window")
 
 
 class ServiceTable(Table, frozen=True):
@@ -51,14 +97,14 @@ class ServiceTable(Table, frozen=True):
 
     depends_on: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
-    env: dict[str, str] = {}
-    binary: str | None = None
-    priority: int = 0
+    env: dict[Variable, str] = {}
+    binary: Text | None = None
+    priority: Priority = 0
     pinned: bool = False
     readiness: Readiness = Readiness()
     restart: Restart = Restart()
-    stall_timeout_s: Seconds = field(default=60.0, name="stall_timeout")
-    start_timeout_s: Seconds = field(default=1800.0, name="start_timeout")
+    stall_timeout_s: Timeout = field(default=60.0, name="stall_timeout")
+    start_timeout_s: Timeout = field(default=1800.0, name="start_timeout")
     drain_timeout_s: Seconds = field(default=30.0, name="drain_timeout")
     grace_period_s: Seconds = field(default=10.0, name="grace_period")
 
@@ -66,7 +112,7 @@ class ServiceTable(Table, frozen=True):
 class LlamaServer(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="llama-server"):
     """A llama.cpp server with one model. After loading, `model` is an absolute path."""
 
-    model: str
+    model: Text
     port: Port | None = None
     gpu_layers: GpuLayers = "all"
     ctx_size: Count = 4096
@@ -77,7 +123,7 @@ class LlamaServer(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag
     ubatch: Count | None = None
     flash_attn: Literal["auto", "on", "off"] = "auto"
     kv_unified: bool | None = None
-    n_cpu_moe: Annotated[int, Meta(ge=0)] | None = None
+    n_cpu_moe: Layers | None = None
 
 
 class Qdrant(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="qdrant"):
@@ -85,7 +131,7 @@ class Qdrant(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="qdr
 
     port: Port = 6333
     grpc_port: Port = 6334
-    storage: str = "qdrant"
+    storage: Text = "qdrant"
 
 
 class Command(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="command"):
@@ -93,7 +139,7 @@ class Command(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="co
 
     command: Annotated[tuple[str, ...], Meta(min_length=1)]
     port: Port | None = None
-    cwd: str | None = None
+    cwd: Text | None = None
 
 
 Service = LlamaServer | Qdrant | Command
@@ -103,22 +149,22 @@ class Route(Table, frozen=True, kw_only=True):
     """A model name that clients use, and the services that answer it, in order."""
 
     services: Annotated[tuple[str, ...], Meta(min_length=1)]
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[ModelName, ...] = ()
 
 
 class Models(Table, frozen=True):
     """Where model files are looked for: directories, or `package:NAME` of an installed package."""
 
-    dirs: tuple[str, ...] = ("~/models",)
+    dirs: tuple[Text, ...] = ("~/models",)
 
 
 class Gateway(Table, frozen=True):
     """The OpenAI-compatible endpoint."""
 
-    listen: str = "127.0.0.1:8000"
+    listen: Text = "127.0.0.1:8000"
     listen_without_api_keys: str | None = None
-    api_keys_file: str | None = None
-    envoy: str | None = None
+    api_keys_file: Text | None = None
+    envoy: Text | None = None
     drain_timeout_s: Seconds = field(default=30.0, name="drain_timeout")
 
 
@@ -127,8 +173,8 @@ class Profile(Table, frozen=True):
 
     mode: Literal["dual", "single"] = "dual"
     active: str | None = None
-    env_file: str | None = None
+    env_file: Text | None = None
     models: Models = Models()
     gateway: Gateway = Gateway()
     service: dict[Name, Service] = {}
-    route: dict[str, Route] = {}
+    route: dict[ModelName, Route] = {}

@@ -1,9 +1,10 @@
-"""Durations and sizes as people write them: "250ms", "10s", "5m", "95%", "5600MiB"."""
+"""Durations as people write them: "250ms", "10s", "5m", "1h30m"."""
 
+import math
 import re
 
 _DURATION_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 
 
 def parse_duration_s(text: str) -> float:
@@ -14,14 +15,17 @@ def parse_duration_s(text: str) -> float:
     parts = _DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError('expected a duration with a unit, such as "250ms", "10s", "5m" or "1h"')
-    return sum(float(number) * _DURATION_UNITS_S[unit] for number, unit in parts)
+    seconds = sum(float(number) * _DURATION_UNITS_S[unit] for number, unit in parts)
+    if not math.isfinite(seconds):
+        raise ValueError("expected a duration that ends")
+    return seconds
 
 
 def duration(seconds: float) -> str:
     """`seconds` for a person, in the notation of the profile: 90 → "1m30s", 0.25 → "250ms"."""
-    if seconds < 1:
+    if 0 < seconds < 0.9995:
         return f"{round(seconds * 1000)}ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.3g}s"
     rest = round(seconds)
     words = ""

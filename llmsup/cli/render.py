@@ -1,0 +1,245 @@
+"""What the daemon said, as text for a person. Pure: snapshots and a width in, lines out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+
+from llmsup.control.wire import EventInfo, ServiceInfo, Status, UpstreamsInfo
+
+GAP = "  "
+MODEL_MIN_WIDTH = 12
+WHY_MIN_WIDTH = 10
+
+_COLOURS = {
+    "ready": "32",
+    "starting": "33",
+    "unready": "33",
+    "draining": "33",
+    "stopping": "33",
+    "backoff": "31",
+    "failed": "31",
+    "stopped": "2",
+}
+_BOLD = "1"
+_SPANS = (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, and whether what is below it are numbers."""
+
+    title: str
+    is_number: bool = False
+
+
+Paint = Callable[[int, str, str], str]
+"""(column, the bare cell, the padded cell) → the cell with its colour."""
+
+_SERVICE_COLUMNS = (
+    Column("SERVICE"),
+    Column("STATE"),
+    Column("MODEL"),
+    Column("LAYERS", is_number=True),
+    Column("VRAM", is_number=True),
+    Column("PORT", is_number=True),
+    Column("RESTARTS", is_number=True),
+    Column("UPTIME", is_number=True),
+    Column("WHY"),
+)
+_STATE, _MODEL, _WHY = 1, 2, 8
+_UPSTREAM_COLUMNS = (Column("ROUTE"), Column("DESIRED"), Column("PUBLISHED"), Column("ENVOY HAS"))
+
+
+# --- whole answers ------------------------------------------------------------------------------
+
+
+def status(snapshot: Status, *, width: int | None = None, colour: bool = False) -> str:
+    """`llmsup status`: a header line and the table of services."""
+    table = services(snapshot["services"], width=width, colour=colour)
+    return f"{header(snapshot)}\n\n{table}"
+
+
+def header(snapshot: Status) -> str:
+    """The stack in one line."""
+    daemon = snapshot["daemon"]
+    parts = [
+        daemon["profile"],
+        f"daemon pid {daemon['pid']}",
+        "stopping" if daemon["stopping"] else f"up {age(daemon['uptime_s'])}",
+        address(snapshot),
+    ]
+    return " · ".join(parts)
+
+
+def address(snapshot: Status) -> str:
+    """The base URL for OpenAI clients."""
+    return f"http://{snapshot['gateway']}/v1"
+
+
+def services(
+    infos: Sequence[ServiceInfo], *, width: int | None = None, colour: bool = False
+) -> str:
+    """The table of services, at most `width` wide; what was cut follows below it in full."""
+    rows = [_service_row(info) for info in infos]
+    fitted = _fit(rows, width)
+
+    def paint(column: int, cell: str, padded: str) -> str:
+        return _painted(padded, _COLOURS.get(cell, "")) if column == _STATE else padded
+
+    lines = _table(_SERVICE_COLUMNS, fitted, paint if colour else _plain)
+    if colour:
+        lines[0] = _painted(lines[0], _BOLD)
+    cut = [
+        f"{row[0]}: {row[_WHY]}"
+        for row, shown in zip(rows, fitted, strict=True)
+        if row[_WHY] != shown[_WHY]
+    ]
+    return "\n".join([*lines, "", *cut] if cut else lines)
+
+
+def upstreams(infos: Sequence[UpstreamsInfo]) -> str:
+    """The table of upstream lists."""
+    rows = [
+        (
+            info["route"],
+            _listed(info["desired"]),
+            _listed(info["published"]),
+            "not known" if info["confirmed"] is None else _listed(info["confirmed"]),
+        )
+        for info in infos
+    ]
+    return "\n".join(_table(_UPSTREAM_COLUMNS, rows, _plain))
+
+
+def event(info: EventInfo, zone: tzinfo | None = None) -> str:
+    """One line of `llmsup events`, in local time or that of `zone`."""
+    moment = datetime.fromtimestamp(info["time"], UTC).astimezone(zone)
+    stamp = f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03d}"
+    subject = info.get("service") or info.get("route") or "daemon"
+    return GAP.join(part for part in (stamp, subject, _news(info), _cleaned(_why(info))) if part)
+
+
+def changes(before: Mapping[str, str], infos: Sequence[ServiceInfo], elapsed_s: float) -> list[str]:
+    """A line for each service whose state is not the one in `before`."""
+    name_width = max((len(info["service"]) for info in infos), default=0)
+    lines = []
+    for info in infos:
+        if before.get(info["service"]) != info["state"]:
+            name = f"{info['service']:<{name_width}}"
+            parts = (name, f"{info['state']:<8}", f"{elapsed_s:6.1f}s", _cleaned(info["why"]))
+            lines.append(GAP.join(parts).rstrip())
+    return lines
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+def age(seconds: float) -> str:
+    """A time span in its two largest units: "12s", "3m05s", "2h10m", "4d07h"."""
+    rest = int(seconds)
+    for large, size_s, small, step_s in _SPANS:
+        if rest >= size_s:
+            return f"{rest // size_s}{large}{rest % size_s // step_s:02d}{small}"
+    return f"{rest}s"
+
+
+def mebibytes(size_bytes: int) -> str:
+    """A size as GPU tools show it: "1945 MiB"."""
+    return f"{size_bytes / 2**20:.0f} MiB"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 service", "3 services"."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"
+
+
+# --- inside -------------------------------------------------------------------------------------
+
+
+def _service_row(info: ServiceInfo) -> tuple[str, ...]:
+    model, layers, planned = info["model"], info["gpu_layers"], info["planned_bytes"]
+    port, uptime_s = info["port"], info["uptime_s"]
+    return (
+        info["service"],
+        info["state"],
+        "-" if model is None else model.rpartition("/")[2].removesuffix(".gguf"),
+        "-" if layers is None else str(layers),
+        "-" if planned is None else mebibytes(planned),
+        "-" if port is None else str(port),
+        str(info["restarts"]),
+        "-" if uptime_s is None else age(uptime_s),
+        _cleaned(info["why"]),
+    )
+
+
+def _fit(rows: Sequence[tuple[str, ...]], width: int | None) -> list[tuple[str, ...]]:
+    """The rows with their models, then their reasons, cut so that a line has `width` columns."""
+    if width is None:
+        return list(rows)
+    widths = _widths(_SERVICE_COLUMNS, rows)
+    fixed = sum(widths) - widths[_MODEL] - widths[_WHY] + len(GAP) * (len(widths) - 1)
+    why = min(widths[_WHY], max(WHY_MIN_WIDTH, width - fixed - widths[_MODEL]))
+    model = min(widths[_MODEL], max(MODEL_MIN_WIDTH, width - fixed - why))
+    limits = {_MODEL: model, _WHY: why}
+    return [
+        tuple(_cut(cell, limits.get(column)) for column, cell in enumerate(row)) for row in rows
+    ]
+
+
+def _cut(cell: str, limit: int | None) -> str:
+    return cell if limit is None or len(cell) <= limit else f"{cell[: limit - 1]}…"
+
+
+def _table(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], paint: Paint) -> list[str]:
+    widths = _widths(columns, rows)
+    titles = tuple(column.title for column in columns)
+
+    def line(cells: tuple[str, ...], paint: Paint) -> str:
+        padded = (
+            cell.rjust(width) if column.is_number else cell.ljust(width)
+            for cell, width, column in zip(cells, widths, columns, strict=True)
+        )
+        painted = (paint(i, cells[i], cell) for i, cell in enumerate(padded))
+        return GAP.join(painted).rstrip()
+
+    return [line(titles, _plain), *(line(row, paint) for row in rows)]
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> list[int]:
+    return [
+        max(len(column.title), *(len(row[i]) for row in rows), 0)
+        for i, column in enumerate(columns)
+    ]
+
+
+def _plain(_column: int, _cell: str, padded: str) -> str:
+    return padded
+
+
+def _painted(text: str, code: str) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if code else text
+
+
+def _news(info: EventInfo) -> str:
+    if "state" in info:
+        before = info.get("before")
+        return f"{before} → {info['state']}" if before else info["state"]
+    if "upstreams" in info:
+        return f"upstreams: {_listed(info['upstreams'])}"
+    return "" if info["event"] == "daemon" else info["event"]
+
+
+def _why(info: EventInfo) -> str:
+    if "elapsed_ms" in info:
+        return f"(confirmed in {info['elapsed_ms']:.1f} ms)"
+    return info.get("why", "")
+
+
+def _cleaned(text: str) -> str:
+    """Without control characters: a reason may quote what a process wrote to its log."""
+    return "".join(char if char.isprintable() else " " for char in text).strip()
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "-"

@@ -1,0 +1,36 @@
+"""`llmsup status`."""
+
+import sys
+
+from llmsup.cli import outcome, render, terminal
+from llmsup.config.paths import paths
+from llmsup.control.client import Client
+from llmsup.errors import NotRunningError
+
+NOT_RUNNING: dict[str, object] = {
+    "daemon": None,
+    "gpu": None,
+    "gateway": None,
+    "services": [],
+    "routes": [],
+}
+
+
+def status(*, as_json: bool) -> int:
+    """Show the stack; returns 0 where all that is wanted is ready, else 1."""
+    try:
+        snapshot = Client(paths()).status()
+    except NotRunningError:
+        if as_json:
+            terminal.show_json(NOT_RUNNING)
+        raise
+    if as_json:
+        terminal.show_json(snapshot)
+    else:
+        text = render.status(
+            snapshot,
+            width=terminal.width(sys.stdout),
+            colour=terminal.has_colour(sys.stdout),
+        )
+        terminal.show(text)
+    return 1 if outcome.is_degraded(snapshot) else 0

@@ -1,0 +1,167 @@
+"""What must hold between the values of a profile. Pure: files are `resolve`'s business."""
+
+from collections.abc import Iterator, Set
+from contextlib import suppress
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+
+from llmsup.config.flags import owned_flags
+from llmsup.config.listen import is_loopback, parse_listen
+from llmsup.config.schema import Command, Gateway, LlamaServer, Profile, Qdrant, Service
+from llmsup.config.wording import Key, choices, quoted, suggestion
+
+Finding = tuple[Key, str]
+"""A problem: where it stands, and what would be valid there."""
+
+RESERVED = ("gateway", "daemon", "all")
+"""Names that a service cannot have: commands and logs use them for something else."""
+
+
+def findings(profile: Profile, declared: Set[str]) -> Iterator[Finding]:
+    """Everything in `profile` that does not fit together.
+
+    `declared`: the names of all services written down, those that could not be decoded included.
+    """
+    if not declared:
+        yield ("service",), "no services; add a table [service.NAME] with a kind"
+    yield from _mode(profile)
+    yield from _gateway(profile.gateway)
+    for name, service in profile.service.items():
+        yield from _service(name, service)
+    yield from _ports(profile)
+    yield from _dependencies(profile, declared)
+    yield from _routes(profile, declared)
+    yield from _model_names(profile)
+
+
+def _mode(profile: Profile) -> Iterator[Finding]:
+    if profile.active is None:
+        return
+    key = ("active",)
+    if profile.mode == "dual":
+        yield key, 'only with mode = "single"; in mode "dual" all models are up'
+        return
+    candidates = [
+        name
+        for name, service in profile.service.items()
+        if isinstance(service, LlamaServer) and not service.pinned
+    ]
+    if profile.active not in candidates:
+        valid = f"expected {choices(candidates)}" if candidates else "this profile has none"
+        yield key, f"{quoted(profile.active)} is no unpinned llama-server; {valid}"
+
+
+def _gateway(gateway: Gateway) -> Iterator[Finding]:
+    said_again = gateway.listen_without_api_keys
+    if gateway.api_keys_file is not None and said_again is not None:
+        message = "contradicts gateway.api_keys_file; keep one of them"
+        yield ("gateway", "listen_without_api_keys"), message
+    elif said_again is not None and said_again != gateway.listen:
+        message = f"expected the address of gateway.listen again, {quoted(gateway.listen)}"
+        yield ("gateway", "listen_without_api_keys"), f"{message}; got {quoted(said_again)}"
+    try:
+        host, _ = parse_listen(gateway.listen)
+    except ValueError as error:
+        yield ("gateway", "listen"), f"{error}, got {quoted(gateway.listen)}"
+        return
+    if not is_loopback(host) and gateway.api_keys_file is None and said_again is None:
+        yield (
+            ("gateway", "listen"),
+            f"{gateway.listen} lets other machines in: set gateway.api_keys_file, or, to serve "
+            f"anyone who can reach it, say the address twice: listen_without_api_keys = "
+            f"{quoted(gateway.listen)}",
+        )
+
+
+def _service(name: str, service: Service) -> Iterator[Finding]:
+    key = ("service", name)
+    if name in RESERVED:
+        yield key, f"the name {quoted(name)} is reserved; choose another"
+    if service.readiness.http_get is not None and service.readiness.tcp:
+        yield (*key, "readiness"), "expected http_get or tcp, got both"
+    restart = service.restart
+    if restart.backoff_s > restart.max_backoff_s:
+        message = f"longer than max_backoff ({restart.max_backoff_s:g}s)"
+        yield (*key, "restart", "backoff"), message
+    match service:
+        case LlamaServer():
+            for position, message in owned_flags(service.args):
+                yield (*key, "args", position), message
+        case Command(port=None):
+            for way in ("http_get", "tcp"):
+                if getattr(service.readiness, way):
+                    yield (*key, "readiness", way), "there is no port to probe; set port as well"
+
+
+def _ports(profile: Profile) -> Iterator[Finding]:
+    owners: dict[int, str] = {}
+    for key, port in _claims(profile):
+        owner = owners.setdefault(port, ".".join(key))
+        if owner != ".".join(key):
+            yield key, f"{port} is the port of {owner} already; each needs its own"
+
+
+def _claims(profile: Profile) -> Iterator[tuple[tuple[str, ...], int]]:
+    with suppress(ValueError):  # reported by _gateway
+        yield ("gateway", "listen"), parse_listen(profile.gateway.listen)[1]
+    for name, service in profile.service.items():
+        if service.port is not None:
+            yield ("service", name, "port"), service.port
+        if isinstance(service, Qdrant):
+            yield ("service", name, "grpc_port"), service.grpc_port
+
+
+def _dependencies(profile: Profile, declared: Set[str]) -> Iterator[Finding]:
+    needs: dict[str, list[str]] = {}
+    for name, service in profile.service.items():
+        needs[name] = [needed for needed in service.depends_on if needed in declared]
+        for position, needed in enumerate(service.depends_on):
+            if needed not in declared:
+                message = f"no service {quoted(needed)}; {suggestion(needed, declared)}"
+                yield ("service", name, "depends_on", position), message
+    while cycle := _cycle(needs):
+        yield (
+            ("service", cycle[0], "depends_on"),
+            f"a cycle, nothing of it could ever start: {' -> '.join(cycle)}",
+        )
+        for name, needed in pairwise(cycle):
+            needs[name] = [other for other in needs[name] if other != needed]
+
+
+def _cycle(needs: dict[str, list[str]]) -> list[str]:
+    """One cycle, from its first name in alphabetical order back to it; empty if there is none."""
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        ring = list(reversed(error.args[1]))[1:]
+        start = ring.index(min(ring))
+        return [*ring[start:], *ring[: start + 1]]
+    return []
+
+
+def _routes(profile: Profile, declared: Set[str]) -> Iterator[Finding]:
+    for route_name, route in profile.route.items():
+        key = ("route", route_name, "services")
+        for position, name in enumerate(route.services):
+            if name not in declared:
+                yield (*key, position), f"no service {quoted(name)}; {suggestion(name, declared)}"
+            elif name in route.services[:position]:
+                yield (*key, position), f"{quoted(name)} is named twice"
+            elif isinstance(service := profile.service.get(name), Qdrant):
+                yield (*key, position), f"{quoted(name)} is a vector store and answers no models"
+            elif isinstance(service, Command) and service.port is None:
+                yield (*key, position), f"{quoted(name)} has no port; set service.{name}.port"
+        first = profile.service.get(route.services[0]) if route.services else None
+        if first is not None and first.pinned and len(route.services) > 1:
+            message = f"{quoted(route.services[0])} is pinned and never failed over"
+            yield key, f"{message}; keep it alone in the route, or unpin it"
+
+
+def _model_names(profile: Profile) -> Iterator[Finding]:
+    owners = {name: f"route {quoted(name)}" for name in profile.route}
+    for route_name, route in profile.route.items():
+        for position, alias in enumerate(route.aliases):
+            if alias in owners:
+                message = f"{quoted(alias)} is taken by {owners[alias]}; a model name has one route"
+                yield ("route", route_name, "aliases", position), message
+            owners.setdefault(alias, f"an alias of route {quoted(route_name)}")

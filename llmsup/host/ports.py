@@ -1,0 +1,131 @@
+"""Who listens on a TCP port, and which ports are free."""
+
+import errno
+import os
+import pwd
+import secrets
+import socket
+from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmsup.errors import LaunchError
+from llmsup.host import procfs
+
+_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_LISTEN = "0A"
+# Below 32768, where the kernel takes the local ports of outgoing connections from.
+_CHOSEN = range(20000, 32000)
+
+
+@dataclass(frozen=True)
+class PortOwner:
+    """A process with a listening socket, and the socket. `pid` is None where we may not see it."""
+
+    pid: int | None
+    command: str
+    uid: int
+    inode: int
+
+
+def owners(port: int) -> list[PortOwner]:
+    """The processes that listen on `port`, on any address, IPv4 or IPv6."""
+    sockets = _listening(port)
+    if not sockets:
+        return []
+    holders = list(_holders(sockets.keys()))
+    found = [PortOwner(pid, procfs.command(pid), sockets[inode], inode) for pid, inode in holders]
+    hidden = sockets.keys() - {inode for _, inode in holders}
+    return found + [PortOwner(None, "", sockets[inode], inode) for inode in sorted(hidden)]
+
+
+def describe(owner: PortOwner) -> str:
+    """For a person: "pid 123 (python -m http.server)"."""
+    if owner.pid is not None:
+        return f"pid {owner.pid} ({owner.command})"
+    if owner.uid == os.getuid():
+        return "a process that cannot be seen from here"
+    with suppress(KeyError):
+        return f"a process of user {pwd.getpwuid(owner.uid).pw_name}"
+    return f"a process of uid {owner.uid}"
+
+
+def is_owned_by_group(port: int, pid: int) -> bool:
+    """Whether nobody listens on `port` but the process group or session that `pid` leads.
+
+    With SO_REUSEPORT a stranger can listen there too and get a share of the connections.
+    """
+    sockets = _listening(port)
+    if not sockets:
+        return True
+    ours = {
+        inode
+        for _, inode in _holders(
+            sockets.keys(), lambda candidate: pid in procfs.group_and_session(candidate)
+        )
+    }
+    return ours == sockets.keys()
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on `port` of 127.0.0.1 and would be alone there."""
+    if _listening(port):
+        return False
+    with socket.socket() as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            candidate.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE
+    return True
+
+
+def free_port(avoid: Container[int]) -> int:
+    """A free port that is not in `avoid`. Raises LaunchError where there is none."""
+    first = secrets.randbelow(len(_CHOSEN))
+    for index in range(len(_CHOSEN)):
+        port = _CHOSEN[(first + index) % len(_CHOSEN)]
+        if port not in avoid and is_free(port):
+            return port
+    raise LaunchError(
+        f"no port from {_CHOSEN.start} to {_CHOSEN.stop - 1} is free", hint="set `port`"
+    )
+
+
+def _listening(port: int) -> dict[int, int]:
+    """Inode and uid of each socket that listens on `port`."""
+    suffix = f":{port:04X}"
+    found = {}
+    for table in _TABLES:
+        try:
+            lines = table.read_text().splitlines()[1:]
+        except OSError:  # no IPv6 on this machine
+            continue
+        for line in lines:
+            _, local, _, state, _, _, _, uid, _, inode, *_ = line.split()
+            if state == _LISTEN and local.endswith(suffix):
+                found[int(inode)] = int(uid)
+    return found
+
+
+def _holders(
+    inodes: Container[int], is_of_interest: Callable[[int], bool] = lambda _: True
+) -> Iterator[tuple[int, int]]:
+    """Each (pid, inode) where the process has the socket open. Other users' are not seen."""
+    for pid in procfs.pids():
+        if is_of_interest(pid):
+            for inode in _sockets(pid):
+                if inode in inodes:
+                    yield pid, inode
+
+
+def _sockets(pid: int) -> set[int]:
+    found = set()
+    with suppress(OSError), os.scandir(procfs.PROC / str(pid) / "fd") as entries:
+        for entry in entries:
+            with suppress(OSError):
+                link = os.readlink(entry.path)  # noqa: PTH115 (thousands of them, in a hurry)
+                if link.startswith("socket:["):
+                    found.add(int(link[8:-1]))
+    return found

@@ -1,0 +1,265 @@
+"""One child process: started in its own session, watched through a pidfd, ended as a group."""
+
+import asyncio
+import errno
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmsup.errors import LaunchError
+from llmsup.host import procfs
+from llmsup.services.launch import Launch
+
+MARK = "LLMSUP_MARK"
+"""The variable by which the children of a home are found again, even those that left the group."""
+
+# Settings of llama-server that would act behind the profile's back: an inherited API key makes it
+# refuse what the gateway forwards while its /health stays good.
+_SCRUBBED = ("LLAMA_ARG_", "LLAMA_SERVER_", "LLAMA_API_KEY")
+_PASSING_ERRNOS = frozenset(
+    {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EIO}
+    | {errno.EINTR, errno.ETXTBSY}
+)
+_KILL_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class ExitStatus:
+    """How a process ended: an exit code, or the signal that killed it."""
+
+    code: int | None = None
+    signal: int | None = None
+    dumped_core: bool = False
+
+    @property
+    def clean(self) -> bool:
+        """Whether it exited with status 0."""
+        return self.code == 0
+
+    @property
+    def reason(self) -> str:
+        """The end in words: "exited with status 1", "killed by SIGSEGV (core dumped)"."""
+        if self.signal is not None:
+            return f"killed by {_name(self.signal)}" + " (core dumped)" * self.dumped_core
+        if self.code is not None:
+            return f"exited with status {self.code}"
+        return "exited with unknown status"
+
+
+class Process:
+    """A child and its process group, used from one event loop."""
+
+    def __init__(self, popen: "subprocess.Popen[bytes]", pidfd: int, log: Path) -> None:
+        self.pid = popen.pid
+        self._log = log
+        self._popen = popen
+        self._pidfd = pidfd
+        self._is_reaped = False
+        self._log_seen_bytes = 0
+        self._work_seen: dict[int, int] = {}
+        self._progress = 0
+
+    @classmethod
+    def spawn(cls, launch: Launch, *, log: Path, mark: str) -> "Process":
+        """Start `launch` in a session of its own, its output appended to `log`.
+
+        Raises LaunchError, permanent where trying again without a change is useless.
+        """
+        try:
+            output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _launch_error(f"cannot write {log}", error) from None
+        try:
+            with _no_signal_blocked():
+                popen = subprocess.Popen(
+                    launch.argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd=launch.cwd,
+                    env={**_inherited(), **launch.env, MARK: mark},
+                    start_new_session=True,
+                )
+        except (OSError, ValueError) as error:
+            where = f" in {launch.cwd}" if launch.cwd and not launch.cwd.is_dir() else ""
+            raise _launch_error(f"cannot start {launch.argv[0]}{where}", error) from None
+        finally:
+            os.close(output)
+        try:
+            pidfd = os.pidfd_open(popen.pid)
+        except OSError as error:
+            popen.kill()
+            popen.wait()
+            raise _launch_error(f"cannot watch {launch.argv[0]}", error) from None
+        return cls(popen, pidfd, log)
+
+    def watch(self, on_exit: Callable[[ExitStatus], None]) -> None:
+        """Call `on_exit` once, from the running loop, when the process has ended and is reaped."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._pidfd, self._reap, loop, on_exit)
+
+    def terminate(self) -> None:
+        """SIGTERM to the group, and SIGCONT: a stopped process cannot end. No-op after the end."""
+        self._signal_group(signal.SIGTERM, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """SIGKILL to the group. No-op after the end."""
+        self._signal_group(signal.SIGKILL)
+
+    def progress(self) -> int:
+        """A number that grows between two calls if the process or a descendant did something.
+
+        Counted: output to the log, bytes read, pages read in, memory filled. Not: CPU time.
+        """
+        with suppress(OSError):
+            size = self._log.stat().st_size
+            self._progress += max(0, size - self._log_seen_bytes)  # a rotated log is smaller
+            self._log_seen_bytes = size
+        work = {pid: procfs.work_done(pid) for pid in procfs.descendants(self.pid)}
+        self._progress += sum(
+            max(0, done - self._work_seen.get(pid, 0)) for pid, done in work.items()
+        )
+        self._work_seen = work
+        return self._progress
+
+    def _signal_group(self, *signals: signal.Signals) -> None:
+        # Until it is reaped the leader pins the number of the group; after that the kernel may
+        # give the number to a stranger.
+        if self._is_reaped:
+            return
+        for number in signals:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def _reap(self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[ExitStatus], None]) -> None:
+        loop.remove_reader(self._pidfd)
+        status = _status(self._pidfd)
+        # In this order: what is left of the group is killed while the zombie of the leader still
+        # pins the group's number, and only then is the leader reaped.
+        self.kill()
+        self._popen.wait()
+        self._is_reaped = True
+        os.close(self._pidfd)
+        on_exit(status)
+
+
+def marked(prefix: str) -> list[int]:
+    """This user's processes, save ourselves, whose mark starts with `prefix`."""
+    return [
+        pid
+        for pid in procfs.pids()
+        if pid != os.getpid() and _carries_mark(pid, os.fsencode(prefix))
+    ]
+
+
+def end_marked(prefix: str, grace_s: float) -> int:
+    """Terminate every process whose mark starts with `prefix`; kill those left after `grace_s`.
+
+    Blocks until they are gone, save those stuck in the kernel. Returns how many were found.
+    """
+    found: set[int] = set()
+    signals, timeout_s = [signal.SIGTERM, signal.SIGCONT], grace_s
+    give_up_at = time.monotonic() + grace_s + _KILL_TIMEOUT_S
+    while (pids := marked(prefix)) and time.monotonic() < give_up_at:
+        with _held(pids, prefix) as pidfds:
+            found |= pidfds.keys()
+            for pidfd in pidfds.values():
+                for number in signals:
+                    with suppress(ProcessLookupError, PermissionError):
+                        signal.pidfd_send_signal(pidfd, number)
+            _wait_ended(pidfds.values(), timeout_s)
+        signals, timeout_s = [signal.SIGKILL], _KILL_TIMEOUT_S
+    return len(found)
+
+
+def _carries_mark(pid: int, prefix: bytes) -> bool:
+    mark = procfs.environ(pid).get(MARK.encode())
+    return mark is not None and mark.startswith(prefix)
+
+
+@contextmanager
+def _held(pids: Iterable[int], prefix: str) -> Iterator[dict[int, int]]:
+    """Pidfds of those of `pids` that, once held, still carry the mark: pids are recycled."""
+    with ExitStack() as stack:
+        held = {}
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                stack.callback(os.close, pidfd)
+                if _carries_mark(pid, os.fsencode(prefix)):
+                    held[pid] = pidfd
+        yield held
+
+
+def _wait_ended(pidfds: Iterable[int], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    poll = select.poll()
+    waiting = set(pidfds)
+    for pidfd in waiting:
+        poll.register(pidfd, select.POLLIN)
+    while waiting and (left_s := deadline - time.monotonic()) > 0:
+        for pidfd, _ in poll.poll(left_s * 1000):
+            poll.unregister(pidfd)
+            waiting.discard(pidfd)
+
+
+@contextmanager
+def _no_signal_blocked() -> Iterator[None]:
+    """A child inherits the mask; SIGTERM blocked in it could never be delivered.
+
+    The mask is set here and not in a `preexec_fn`, which would cost the quick vfork.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _inherited() -> dict[str, str]:
+    return {key: text for key, text in os.environ.items() if not key.startswith(_SCRUBBED)}
+
+
+def _status(pidfd: int) -> ExitStatus:
+    """The status of an ended child, which stays a zombie."""
+    try:
+        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:  # SIGCHLD is ignored here: the kernel has reaped it already
+        return ExitStatus()
+    if result is None or result.si_code == os.CLD_EXITED:
+        return ExitStatus(code=result.si_status if result else None)
+    return ExitStatus(signal=result.si_status, dumped_core=result.si_code == os.CLD_DUMPED)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _launch_error(what: str, error: OSError | ValueError) -> LaunchError:
+    if not isinstance(error, OSError):
+        return LaunchError(f"{what}: {error}", permanent=True)
+    return LaunchError(
+        f"{what}: {error.strerror}",
+        hint=_HINTS.get(error.errno or 0, ""),
+        permanent=error.errno not in _PASSING_ERRNOS,
+    )
+
+
+_HINTS = {
+    errno.ENOENT: "see that the file is there, and the interpreter its first line names",
+    errno.EACCES: "see that it is yours to use, and that a program is executable (chmod +x)",
+    errno.ENOEXEC: "it is no program for this machine; a script needs #! in its first line",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or end some",
+    errno.ENOMEM: "the machine is out of memory",
+    errno.ENOSPC: "the disk is full",
+}

@@ -1,0 +1,85 @@
+"""What /proc says about processes. A process that has gone, or may not be read, is just absent."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+PROC = Path("/proc")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+_RCHAR = re.compile(rb"^rchar: (\d+)$", re.MULTILINE)
+_PEAK_RSS_KIB = re.compile(rb"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
+_RCHAR_STEP_BYTES = 64 * 1024
+
+
+def pids() -> Iterator[int]:
+    """Every process there is."""
+    with os.scandir(PROC) as entries:
+        for entry in entries:
+            if entry.name.isdecimal():
+                yield int(entry.name)
+
+
+def read(pid: int, file: str) -> bytes:
+    """A file of one process; empty where it has gone or belongs to another user."""
+    try:
+        return (PROC / str(pid) / file).read_bytes()
+    except OSError:
+        return b""
+
+
+def environ(pid: int) -> dict[bytes, bytes]:
+    """The environment a process was started with."""
+    entries = (entry.partition(b"=") for entry in read(pid, "environ").split(b"\0"))
+    return {key: value for key, separator, value in entries if separator}
+
+
+def command(pid: int, *, max_chars: int = 80) -> str:
+    """The command line on one line, for a person; the bare name where there is none."""
+    words = read(pid, "cmdline").rstrip(b"\0").split(b"\0")
+    program = os.path.basename(words[0])  # noqa: PTH119 (bytes, and not always a path)
+    line = b" ".join([program, *words[1:]]) or read(pid, "comm")
+    text = _CONTROL.sub(" ", line.decode(errors="replace")).strip()
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+def group_and_session(pid: int) -> tuple[int, int]:
+    """Process group and session; (0, 0) where the process has gone."""
+    fields = _fields_after_name(pid)
+    return (int(fields[2]), int(fields[3])) if fields else (0, 0)
+
+
+def descendants(pid: int) -> list[int]:
+    """`pid`, its children, their children, and so on."""
+    found = [pid]
+    for parent in found:
+        try:
+            threads = os.listdir(PROC / str(parent) / "task")  # noqa: PTH208 (names, not paths)
+        except OSError:
+            continue
+        for thread in threads:
+            found += [int(child) for child in read(parent, f"task/{thread}/children").split()]
+    return found
+
+
+def work_done(pid: int) -> int:
+    """A sum of counters that only grow while a process reads or fills memory.
+
+    Pages of a mapped file count as major faults and as memory, not as bytes read. Bytes read are
+    counted in coarse steps, so that answering a probe is no work; CPU time is not counted at all,
+    since a busy loop has it too.
+    """
+    fields = _fields_after_name(pid)
+    major_faults = int(fields[9]) if fields else 0
+    rchar = _RCHAR.search(read(pid, "io"))
+    peak_rss_kib = _PEAK_RSS_KIB.search(read(pid, "status"))
+    return (
+        major_faults
+        + (int(rchar[1]) // _RCHAR_STEP_BYTES if rchar else 0)
+        + (int(peak_rss_kib[1]) if peak_rss_kib else 0)
+    )
+
+
+def _fields_after_name(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the state on: a program's name may hold anything."""
+    return read(pid, "stat").rpartition(b")")[2].split()

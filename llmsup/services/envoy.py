@@ -1,0 +1,185 @@
+"""Envoy's files, the first of them as a document, and the command that starts Envoy on them.
+
+Envoy is told everything through files that it watches, and never over the network: listeners
+(LDS, `envoy_listener`), clusters (CDS) and one upstream list for each route (EDS, both in
+`envoy_clusters`), routes (RDS, `envoy_routes`).
+The settings that look odd each answer something that was seen to go wrong without them.
+"""
+
+import re
+import zlib
+from dataclasses import dataclass
+from hashlib import sha256
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from llmsup.core.routing import Endpoint
+from llmsup.services.launch import Launch, Target, Via
+
+Document = dict[str, Any]
+"""One JSON document, or a part of one."""
+
+TYPE = "type.googleapis.com/"
+ALIVE_PATH = "/llmsup/alive"
+"""Answered 200 by Envoy itself as soon as its listener works, whatever the services do."""
+
+METADATA = "llmsup"
+"""The namespace of what we attach to endpoints."""
+
+LISTENER = "gateway"
+DOWNSTREAM_CONNECTIONS_MAX = 2000
+SPARE_INSTANCES = 3
+"""Envoy opens an inotify instance for each upstream list, and these for LDS, CDS and RDS."""
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of one Envoy, below a directory that only this user can enter."""
+
+    directory: Path
+
+    @property
+    def bootstrap(self) -> Path:
+        """What Envoy is started with."""
+        return self.directory / "bootstrap.json"
+
+    @property
+    def listeners(self) -> Path:
+        """LDS."""
+        return self.directory / "xds" / "listeners.json"
+
+    @property
+    def clusters(self) -> Path:
+        """CDS."""
+        return self.directory / "xds" / "clusters.json"
+
+    @property
+    def routes(self) -> Path:
+        """RDS."""
+        return self.directory / "xds" / "routes.json"
+
+    @property
+    def temporary(self) -> Path:
+        """Where files are written before they are renamed; Envoy watches the other directories."""
+        return self.directory / "tmp"
+
+    @property
+    def admin_socket(self) -> Path:
+        """Envoy's admin interface, mode 0600 and never on TCP."""
+        return self.directory / "admin.sock"
+
+    @property
+    def handover(self) -> Path:
+        """Prefix of the sockets over which an Envoy hands over to its successor."""
+        return self.directory / "h"
+
+    @property
+    def longest_socket(self) -> Path:
+        """The longest path that Envoy makes of `handover`."""
+        return self.directory / f"h_udp_parent_{self.base_id}0"
+
+    @property
+    def base_id(self) -> int:
+        """Keeps the Envoys of one machine apart, in the names of their shared memory."""
+        return zlib.crc32(str(self.directory).encode()) % 1_000_000
+
+    def upstreams(self, route: str) -> Path:
+        """EDS: the upstream list of one route."""
+        return self.directory / "upstreams" / f"{cluster_name(route)}.json"
+
+
+def cluster_name(route: str) -> str:
+    """The name of a route as a cluster and a file: any route name gives a safe and distinct one."""
+    if _PLAIN_NAME.fullmatch(route):
+        return route
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', route)[:40]}.{sha256(route.encode()).hexdigest()[:12]}"
+
+
+def launch(binary: str, directory: Path, listen: Endpoint) -> Launch:
+    """How Envoy is started.
+
+    The base id and the handover sockets are derived from the directory, so that a successor which
+    takes over from a live Envoy can name them. Abstract sockets, the default, are open to all.
+    """
+    layout = Layout(directory)
+    argv = (
+        binary,
+        *("-c", str(layout.bootstrap)),
+        *("--concurrency", "2"),
+        *("--base-id", str(layout.base_id)),
+        *("--socket-path", str(layout.handover), "--socket-mode", "600"),
+        "--reject-unknown-dynamic-fields",
+        *("--file-flush-interval-msec", "1000"),
+        *("--drain-strategy", "immediate"),
+        *("-l", "warning"),
+    )
+    return Launch(
+        argv=argv,
+        target=Target(Via.HTTP, host=_reachable(listen.host), port=listen.port, path=ALIVE_PATH),
+        ports=(listen.port,),
+    )
+
+
+def _reachable(host: str) -> str:
+    """An address at which a listener on `host` answers from this machine."""
+    address = ip_address(host)
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "::1"
+    return host
+
+
+def discovery(*resources: Document) -> Document:
+    """The envelope of every watched file."""
+    return {"version_info": "1", "resources": list(resources)}
+
+
+def file_source(path: Path) -> Document:
+    """A watch on one file.
+
+    No `watched_directory`: with it every rename in the directory makes Envoy read every list.
+    """
+    return {"resource_api_version": "V3", "path_config_source": {"path": str(path)}}
+
+
+def bootstrap(layout: Layout) -> Document:
+    """What Envoy cannot change without a restart."""
+    connections = {
+        "@type": TYPE + "envoy.extensions.resource_monitors.downstream_connections.v3."
+        "DownstreamConnectionsConfig",
+        "max_active_downstream_connections": DOWNSTREAM_CONNECTIONS_MAX,
+    }
+    return {
+        "node": {"id": "llmsup", "cluster": "llmsup"},
+        "admin": {"address": {"pipe": {"path": str(layout.admin_socket), "mode": 0o600}}},
+        "dynamic_resources": {
+            "lds_config": file_source(layout.listeners),
+            "cds_config": file_source(layout.clusters),
+        },
+        # Large bodies would stay in Envoy's memory for ever.
+        "memory_allocator_manager": {
+            "bytes_to_release": 64 * 1024 * 1024,
+            "memory_release_interval": "1s",
+        },
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": connections,
+                }
+            ]
+        },
+    }
+
+
+def http_filter(name: str, kind: str, config: Document) -> Document:
+    """An HTTP filter of Envoy's own, by its extension's name and its message."""
+    return {
+        "name": f"envoy.filters.http.{name}",
+        "typed_config": {
+            "@type": f"{TYPE}envoy.extensions.filters.http.{name}.v3.{kind}",
+            **config,
+        },
+    }

@@ -1,0 +1,101 @@
+"""What Envoy tells about itself on its admin socket: paths to ask, and the answers read."""
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import msgspec
+
+from llmsup.core.routing import Endpoint, UpstreamList
+from llmsup.services.envoy import LISTENER
+
+CLUSTERS_PATH = "/clusters?format=json"
+DRAIN_PATH = "/drain_listeners?graceful"
+_REQUESTS_ACTIVE = f"http.{LISTENER}.downstream_rq_active"
+REQUESTS_ACTIVE_PATH = "/stats?filter=" + quote(f"^{_REQUESTS_ACTIVE}$")
+
+
+@dataclass(frozen=True)
+class Host:
+    """One endpoint as Envoy has it."""
+
+    endpoint: Endpoint
+    is_draining: bool
+
+
+@dataclass(frozen=True)
+class SeenHost:
+    """A host, and how many requests it is answering."""
+
+    host: Host
+    requests_active: int
+
+
+Clusters = dict[str, tuple[SeenHost, ...]]
+"""The hosts of each cluster that Envoy has, the preferred first."""
+
+
+class _Socket(msgspec.Struct, frozen=True):
+    address: str
+    port_value: int
+
+
+class _Address(msgspec.Struct, frozen=True):
+    socket_address: _Socket
+
+
+class _Health(msgspec.Struct, frozen=True):
+    eds_health_status: str = ""
+
+
+class _Stat(msgspec.Struct, frozen=True):
+    name: str = ""
+    value: int = 0
+
+
+class _HostStatus(msgspec.Struct, frozen=True):
+    address: _Address
+    health_status: _Health = _Health()
+    priority: int = 0
+    stats: tuple[_Stat, ...] = ()
+
+
+class _ClusterStatus(msgspec.Struct, frozen=True):
+    name: str
+    host_statuses: tuple[_HostStatus, ...] = ()
+
+
+class _Statuses(msgspec.Struct, frozen=True):
+    cluster_statuses: tuple[_ClusterStatus, ...] = ()
+
+
+_STATUSES = msgspec.json.Decoder(_Statuses, strict=False)
+
+
+def parse_clusters(body: bytes) -> Clusters:
+    """The answer to `CLUSTERS_PATH`. Raises ValueError for anything else."""
+    return {
+        cluster.name: tuple(
+            _seen(status) for status in sorted(cluster.host_statuses, key=lambda it: it.priority)
+        )
+        for cluster in _STATUSES.decode(body).cluster_statuses
+    }
+
+
+def _seen(status: _HostStatus) -> SeenHost:
+    address = status.address.socket_address
+    draining = status.health_status.eds_health_status == "DRAINING"
+    active = sum(stat.value for stat in status.stats if stat.name == "rq_active")
+    return SeenHost(Host(Endpoint(address.address, address.port_value), draining), active)
+
+
+def hosts(upstream_list: UpstreamList) -> tuple[Host, ...]:
+    """What Envoy has once it has taken this list."""
+    return tuple(Host(upstream.endpoint, upstream.is_draining) for upstream in upstream_list)
+
+
+def parse_requests_active(body: bytes) -> int:
+    """The answer to `REQUESTS_ACTIVE_PATH`. Raises ValueError for anything else."""
+    name, _, value = body.decode().strip().partition(": ")
+    if name != _REQUESTS_ACTIVE:
+        raise ValueError(f"Envoy does not know {_REQUESTS_ACTIVE}")
+    return int(value)

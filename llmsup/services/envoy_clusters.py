@@ -1,0 +1,119 @@
+"""Envoy's clusters (CDS), one for each route, and their upstream lists (EDS)."""
+
+from collections.abc import Sequence
+
+from llmsup.core.routing import Route, UpstreamList
+from llmsup.services.envoy import (
+    METADATA,
+    TYPE,
+    Document,
+    Layout,
+    cluster_name,
+    discovery,
+    file_source,
+    http_filter,
+)
+
+CONCURRENT_MAX = 1024
+
+
+def clusters(layout: Layout, routes: Sequence[Route]) -> Document:
+    """CDS: one cluster for each route, its endpoints in a file of their own."""
+    return discovery(*(_cluster(layout, route) for route in routes))
+
+
+def _cluster(layout: Layout, route: Route) -> Document:
+    name = cluster_name(route.name)
+    options = {
+        "@type": TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http_protocol_options": {}},
+        # Below the 5 s after which llama-server closes an idle connection.
+        "common_http_protocol_options": {"idle_timeout": "4s"},
+        "http_filters": [
+            http_filter("header_mutation", "HeaderMutation", {"mutations": _upstream_headers()}),
+            http_filter("upstream_codec", "UpstreamCodec", {}),
+        ],
+    }
+    return {
+        "@type": TYPE + "envoy.config.cluster.v3.Cluster",
+        "name": name,
+        "type": "EDS",
+        "connect_timeout": "1s",
+        "lb_policy": "LEAST_REQUEST",
+        "eds_cluster_config": {
+            "service_name": name,
+            "eds_config": file_source(layout.upstreams(route.name)),
+        },
+        # An empty priority is skipped, never used in a panic.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        # The default of 3 concurrent retries would cut all but three requests of a dead upstream.
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": CONCURRENT_MAX,
+                    "max_pending_requests": CONCURRENT_MAX,
+                    "max_requests": CONCURRENT_MAX,
+                    "max_retries": CONCURRENT_MAX,
+                }
+            ]
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options
+        },
+    }
+
+
+def _upstream_headers() -> Document:
+    """Set next to the upstream, so that Envoy's own replies never claim to come from a service."""
+    told = {"x-llmsup-service": "service", "x-llmsup-fallback": "fallback"}
+    return {
+        "request_mutations": [{"remove": "x-forwarded-proto"}],
+        "response_mutations": [
+            {
+                "append": {
+                    "header": {"key": key, "value": f"%UPSTREAM_METADATA({METADATA}:{field})%"},
+                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                }
+            }
+            for key, field in told.items()
+        ],
+    }
+
+
+def upstreams(route: str, upstream_list: UpstreamList) -> Document:
+    """EDS: one upstream list. Its order is the order of priorities, without gaps."""
+    return discovery(
+        {
+            "@type": TYPE + "envoy.config.endpoint.v3.ClusterLoadAssignment",
+            "cluster_name": cluster_name(route),
+            "endpoints": [
+                {
+                    "priority": priority,
+                    "lb_endpoints": [
+                        {
+                            "endpoint": {
+                                "address": {
+                                    "socket_address": {
+                                        "address": upstream.endpoint.host,
+                                        "port_value": upstream.endpoint.port,
+                                    }
+                                }
+                            },
+                            "health_status": "DRAINING" if upstream.is_draining else "HEALTHY",
+                            "metadata": {
+                                "filter_metadata": {
+                                    METADATA: {
+                                        "service": upstream.service,
+                                        "fallback": str(upstream.is_fallback).lower(),
+                                    }
+                                }
+                            },
+                        }
+                    ],
+                }
+                for priority, upstream in enumerate(upstream_list)
+            ],
+            # Everything goes to the first priority that has an upstream, nothing is spread.
+            "policy": {"overprovisioning_factor": 100},
+        }
+    )

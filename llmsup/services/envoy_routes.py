@@ -1,0 +1,212 @@
+"""Envoy's route table (RDS): which path and model go where, and what Envoy answers by itself."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from urllib.parse import quote
+
+from llmsup.core.routing import Route
+from llmsup.services.envoy import (
+    ALIVE_PATH,
+    LISTENER,
+    METADATA,
+    TYPE,
+    Document,
+    cluster_name,
+    discovery,
+)
+from llmsup.services.envoy_errors import (
+    ASKED_MODEL,
+    error,
+    header,
+    literal,
+    retry_after,
+)
+
+OWN_PATHS = (
+    "/completion",
+    "/completions",
+    "/chat/completions",
+    "/infill",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+    "/embedding",
+    "/embeddings",
+    "/rerank",
+    "/reranking",
+)
+"""llama-server's own inference paths. Those that show or change the server are left out."""
+
+# No "%": an escaped path could reach the server as another one than was matched here.
+INFERENCE = r"/v1/[A-Za-z0-9/_-]+|" + "|".join(re.escape(path) for path in OWN_PATHS)
+STATE_CHANGING = r"/v1/responses(/.*)?"
+
+RETRY_UNSENT = "connect-failure,refused-stream,reset-before-request"
+RETRY_UNANSWERED = f"{RETRY_UNSENT},reset"
+DIRECT_RESPONSE_MAX_BYTES = 1024 * 1024
+
+
+def route_table(
+    routes: Sequence[Route], api_keys: Sequence[str], not_ready: Sequence[str]
+) -> Document:
+    """RDS. `not_ready` names the wanted services that are not ready, for `/health`."""
+    host: Document = {
+        "name": LISTENER,
+        "domains": ["*"],
+        "routes": [
+            _open(_says("alive", {"path": ALIVE_PATH}, 200, {"status": "alive"}), api_keys),
+            _open(_health(not_ready), api_keys),
+            *_models(routes),
+            *_problems(),
+            *(entry for route in routes for entry in _by_model(route)),
+            *_unknown(routes),
+        ],
+    }
+    if api_keys:
+        host["typed_per_filter_config"] = {"envoy.filters.http.api_key_auth": _keys(api_keys)}
+    return discovery(
+        {
+            "@type": TYPE + "envoy.config.route.v3.RouteConfiguration",
+            "name": LISTENER,
+            "virtual_hosts": [host],
+            # The default of 4 KiB is too small for a list of models.
+            "max_direct_response_body_size_bytes": DIRECT_RESPONSE_MAX_BYTES,
+        }
+    )
+
+
+def _keys(api_keys: Sequence[str]) -> Document:
+    """The keys a client may use. They are hidden from the services."""
+    return {
+        "@type": TYPE + "envoy.extensions.filters.http.api_key_auth.v3.ApiKeyAuthPerRoute",
+        "credentials": [
+            {"key": key, "client": f"client-{number}"} for number, key in enumerate(api_keys, 1)
+        ],
+        "key_sources": [{"header": "authorization"}, {"header": "x-api-key"}],
+        "forwarding": {"hide_credentials": True},
+    }
+
+
+def _open(entry: Document, api_keys: Sequence[str]) -> Document:
+    """The entry, answered without a key."""
+    if not api_keys:
+        return entry
+    disabled = {"@type": TYPE + "envoy.config.route.v3.FilterConfig", "disabled": True}
+    return entry | {"typed_per_filter_config": {"envoy.filters.http.api_key_auth": disabled}}
+
+
+def _says(name: str, match: Document, status: int, body: Document, *headers: Document) -> Document:
+    """A fixed answer."""
+    return {
+        "name": name,
+        "match": match,
+        "direct_response": {"status": status, "body": {"inline_string": json.dumps(body)}},
+        "response_headers_to_add": [header("content-type", "application/json"), *headers],
+    }
+
+
+def _health(not_ready: Sequence[str]) -> Document:
+    match = {"path": "/health"}
+    if not not_ready:
+        return _says("health", match, 200, {"status": "ok"})
+    message = f"not ready: {', '.join(not_ready)}"
+    body = {
+        "status": "unavailable",
+        "not_ready": list(not_ready),
+        **error(message, "not_ready", kind="unavailable_error"),
+    }
+    return _says("health", match, 503, body, retry_after())
+
+
+def _models(routes: Sequence[Route]) -> Iterator[Document]:
+    known = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "llmsup"}
+        for route in routes
+        for name in route.names
+    ]
+    yield _says("models", {"path": "/v1/models"}, 200, {"object": "list", "data": known})
+    for model in known:
+        name = str(model["id"])
+        for path in sorted({quote(name, safe="/:@"), quote(name, safe="")}):
+            yield _says(f"model {name}", {"path": f"/v1/models/{path}"}, 200, model)
+    unknown = error("This model does not exist.", "model_not_found", param="model")
+    yield _says("no such model", {"prefix": "/v1/models/"}, 404, unknown)
+
+
+def _metadata(key: str, value: Document, **more: bool) -> Document:
+    return {"filter": METADATA, "path": [{"key": key}], "value": value, **more}
+
+
+def _by_path(pattern: str, *metadata: Document) -> Document:
+    return {"safe_regex": {"regex": pattern}, "dynamic_metadata": list(metadata)}
+
+
+def _problems() -> Iterator[Document]:
+    """Bodies in which there is no model to route by."""
+    malformed = error("The request body is not valid JSON.", "invalid_json")
+    missing = error('The request names no model: "model" must be a short string.', "missing_model", param="model")
+    not_text = error("The model must be a string.", "invalid_model", param="model")
+    text = {"string_match": {"safe_regex": {"regex": "(?s).*"}}}
+    for name, body, metadata in (
+        ("malformed", malformed, _metadata("problem", {"string_match": {"exact": "malformed"}})),
+        ("missing", missing, _metadata("problem", {"string_match": {"exact": "missing"}})),
+        ("not text", not_text, _metadata("model", text, invert=True)),
+    ):
+        yield _says(name, _by_path(INFERENCE, metadata), 400, body)
+
+
+def _by_model(route: Route) -> Iterator[Document]:
+    """To the cluster of the route, for its name and its aliases."""
+    names = [{"string_match": {"exact": name}} for name in route.names]
+    model = _metadata("model", {"or_match": {"value_matchers": names}} if names[1:] else names[0])
+    for pattern, retry_on in ((STATE_CHANGING, RETRY_UNSENT), (INFERENCE, RETRY_UNANSWERED)):
+        yield {
+            "name": route.name,
+            "match": _by_path(pattern, model),
+            "route": {
+                "cluster": cluster_name(route.name),
+                "timeout": "0s",
+                "idle_timeout": "0s",
+                "retry_policy": _retry_policy(retry_on),
+            },
+        }
+
+
+def _retry_policy(retry_on: str) -> Document:
+    """Repeat what has not been answered, at once and on the next upstream of the list.
+
+    No status is in `retry_on`: a 4xx or a 503 of a server is an answer.
+    """
+    return {
+        "retry_on": retry_on,
+        "num_retries": 5,
+        "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.1s"},
+        # Without it every retry goes to the upstream that has just died.
+        "retry_priority": {
+            "name": "envoy.retry_priorities.previous_priorities",
+            "typed_config": {
+                "@type": TYPE + "envoy.extensions.retry.priority.previous_priorities.v3."
+                "PreviousPrioritiesConfig",
+                "update_frequency": 1,
+            },
+        },
+    }
+
+
+def _unknown(routes: Sequence[Route]) -> Iterator[Document]:
+    known = ", ".join(name for route in routes for name in route.names)
+    message = f"The model '{ASKED_MODEL}' does not exist. Known models: {literal(known)}."
+    yield {
+        "name": "unknown model",
+        "match": _by_path(INFERENCE),
+        "direct_response": {
+            "status": 404,
+            "body_format": {
+                "json_format": error(message, "model_not_found", param="model"),
+                "content_type": "application/json",
+            },
+        },
+    }
+    nowhere = error("There is nothing at this path.", "not_found")
+    yield _says("unknown path", {"prefix": "/"}, 404, nowhere)

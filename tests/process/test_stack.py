@@ -1,0 +1,260 @@
+"""A real daemon with stub servers: it starts, heals, fails over, stops and leaves nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from typing import Any
+
+import pytest
+
+from tests.home import LLMSUP, Home, free_ports, is_alive, stub, wait_until
+
+
+def dual(home: Home, **keys: object) -> tuple[int, int]:
+    """A profile of two stub model servers, chat and code, that stand in for each other."""
+    chat, code = free_ports(2)
+    text = ""
+    for name, port in (("chat", chat), ("code", code)):
+        command = stub("upstream.py", "--port", port, "--name", name)
+        text += home.command(
+            name, command, port=port,
+            **{"readiness": {"http_get": "/health", "period": "200ms"}, "grace_period": "2s"} | keys,
+        )  # fmt: skip
+    text += '[route."chat-7b"]\nservices = ["chat", "code"]\naliases = ["gpt-4o-mini"]\n'
+    text += '[route."code-7b"]\nservices = ["code", "chat"]\n'
+    home.write(text)
+    return chat, code
+
+
+def ask(home: Home, model: str = "chat-7b") -> tuple[dict[str, Any], dict[str, str]]:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}]}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{home.gateway_port}/v1/chat/completions",
+        data=body,
+        headers={"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=20) as response:
+        return json.load(response), {k.lower(): v for k, v in response.headers.items()}
+
+
+def health(home: Home) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{home.gateway_port}/health", timeout=5
+        ) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_up_answers_and_stops_without_a_trace(home: Home) -> None:
+    dual(home)
+    result = home.cli("start", str(home.profile))
+    assert result.returncode == 0, result.stderr + home.daemon_log()
+    _, headers = ask(home)
+    assert (headers["x-llmsup-service"], headers["x-llmsup-fallback"]) == ("chat", "false")
+    _, headers = ask(home, "gpt-4o-mini")
+    assert headers["x-llmsup-service"] == "chat"
+    wait_until(lambda: health(home)[0] == 200, "health")
+    assert home.cli("status").returncode == 0
+    pids = [service["pid"] for service in home.status()["services"]] + [home.daemon_pid()]
+
+    result = home.cli("stop")
+
+    assert result.returncode == 0, result.stderr
+    assert not [pid for pid in pids if is_alive(pid)]
+    assert home.processes() == []
+    assert home.cli("status").returncode == 3
+    assert list(home.paths.runtime.glob("*.sock")) == []
+
+
+def test_a_killed_server_is_replaced_and_the_list_follows(home: Home) -> None:
+    dual(home)
+    home.start()
+    first = home.service("chat")
+    os.kill(first["pid"], signal.SIGKILL)
+    _, headers = ask(home)
+    assert headers["x-llmsup-service"] in {"chat", "code"}
+    wait_until(lambda: home.service("chat")["pid"] not in {first["pid"], None}, "a new process")
+    again = home.wait_state("chat", "ready")
+    assert (again["generation"], again["restarts"]) == (first["generation"] + 1, 1)
+    wait_until(lambda: ask(home)[1]["x-llmsup-service"] == "chat", "traffic back on chat")
+    states = [
+        (event["before"], event["state"])
+        for event in home.events()
+        if event["event"] == "state" and event["service"] == "chat"
+    ]
+    assert states == [
+        ("stopped", "starting"),
+        ("starting", "ready"),
+        ("ready", "starting"),
+        ("starting", "ready"),
+    ]
+    lists = [
+        e["upstreams"]
+        for e in home.events()
+        if e.get("route") == "chat-7b" and e["event"] == "published"
+    ]
+    assert lists[-2:] == [["code"], ["chat", "code"]]
+
+
+def test_a_fallback_answer_says_so(home: Home) -> None:
+    dual(home)
+    home.start()
+    assert home.cli("stop", "chat").returncode == 0
+    home.wait_state("chat", "stopped")
+    _, headers = ask(home)
+    assert (headers["x-llmsup-service"], headers["x-llmsup-fallback"]) == ("code", "true")
+
+
+def test_health_names_what_is_not_ready(home: Home) -> None:
+    dual(home, restart={"backoff": "60s", "max_backoff": "60s"})
+    home.start()
+    for _ in range(2):
+        os.kill(home.wait_state("chat", "ready")["pid"], signal.SIGKILL)
+        wait_until(lambda: home.service("chat")["state"] != "ready", "death seen")
+    home.wait_state("chat", "backoff")
+    wait_until(lambda: health(home)[0] == 503, "503")
+    assert "chat" in health(home)[1]
+    assert home.cli("status").returncode == 1
+
+
+def test_a_killed_gateway_serves_again(home: Home) -> None:
+    dual(home)
+    home.start()
+    os.kill(home.service("gateway")["pid"], signal.SIGKILL)
+    wait_until(lambda: home.service("gateway")["generation"] == 2, "a new Envoy")
+    home.wait_state("gateway", "ready")
+    assert ask(home)[1]["x-llmsup-service"] == "chat"
+
+
+def test_a_second_start_is_a_no_op_that_says_so(home: Home) -> None:
+    dual(home)
+    home.start()
+    before = home.status()
+    result = home.cli("start", str(home.profile))
+    assert result.returncode == 0
+    assert "already up" in result.stdout + result.stderr
+    after = home.status()
+    assert [s["pid"] for s in after["services"]] == [s["pid"] for s in before["services"]]
+
+
+def test_two_daemons_on_one_home_cannot_run(home: Home) -> None:
+    dual(home)
+    home.start()
+    result = subprocess.run(
+        [sys.executable, "-m", "llmsup.daemon", "--profile", str(home.profile)],
+        env=home.environ, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert f"another daemon (pid {home.daemon_pid()})" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert ask(home)[1]["x-llmsup-service"] == "chat"
+
+
+def test_a_killed_daemon_leaves_a_stack_that_the_next_start_takes_over(home: Home) -> None:
+    """Given a daemon killed with its socket and lock in place, a start ends the leftovers first."""
+    dual(home)
+    home.start()
+    old = home.processes()
+    pid = home.daemon_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid), "the daemon's end")
+    assert home.cli("status").returncode == 3
+    home.start()
+    assert not [pid for pid in old if is_alive(pid)]
+    assert ask(home)[1]["x-llmsup-service"] == "chat"
+
+
+def test_stop_without_a_daemon_ends_the_leftovers(home: Home) -> None:
+    dual(home)
+    home.start()
+    pid = home.daemon_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid), "the daemon's end")
+    assert home.processes()
+    result = home.cli("stop")
+    assert result.returncode == 0, result.stderr
+    assert home.processes() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_whole_stack(home: Home, number: int) -> None:
+    dual(home)
+    home.start()
+    pid = home.daemon_pid()
+    assert pid is not None
+    os.kill(pid, number)
+    wait_until(lambda: not is_alive(pid), "the daemon's end")
+    assert home.processes() == []
+
+
+def test_a_restart_of_all_never_takes_a_route_away(home: Home) -> None:
+    """Given two services that stand in for each other, restarting both in turn serves throughout."""
+    dual(home)
+    home.start()
+    before = {s["service"]: s["generation"] for s in home.status()["services"]}
+    restart = subprocess.Popen(
+        [LLMSUP, "restart"],
+        env=home.environ, cwd=home.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    answered = 0
+    while restart.poll() is None:
+        ask(home)
+        answered += 1
+    assert restart.wait(30) == 0
+    assert answered > 3
+    after = {s["service"]: s["generation"] for s in home.status()["services"]}
+    assert after == {name: n + (name != "gateway") for name, n in before.items()}
+
+
+def test_dependents_wait_for_ready_and_stop_first(home: Home) -> None:
+    """Given rag → embedding → qdrant, each starts when the one below is ready and stops before it."""
+    ports = dict(zip(("qdrant", "embedding", "rag"), free_ports(3), strict=True))
+    above = {"qdrant": [], "embedding": ["qdrant"], "rag": ["qdrant", "embedding"]}
+    text = ""
+    for name in ("rag", "embedding", "qdrant"):
+        command = stub("upstream.py", "--port", ports[name], "--name", name, "--load-s", "0.3")
+        text += home.command(
+            name, command, port=ports[name], depends_on=above[name], grace_period="2s",
+            readiness={"http_get": "/health", "period": "200ms"},
+        )  # fmt: skip
+    home.write(text)
+    home.start()
+    assert home.cli("stop").returncode == 0
+    order = [
+        (event["service"], event["state"])
+        for event in home.events()
+        if event["event"] == "state" and event["service"] != "gateway"
+    ]
+    assert order.index(("qdrant", "ready")) < order.index(("embedding", "starting"))
+    assert order.index(("embedding", "ready")) < order.index(("rag", "starting"))
+    assert order.index(("rag", "stopped")) < order.index(("embedding", "draining"))
+    assert order.index(("embedding", "stopped")) < order.index(("qdrant", "draining"))
+
+
+def test_independent_services_start_in_parallel(home: Home) -> None:
+    dual(home)
+    home.start()
+    events = [(e["service"], e["state"]) for e in home.events() if e["event"] == "state"]
+    assert events.index(("code", "starting")) < events.index(("chat", "ready"))
+
+
+def test_a_bad_profile_leaves_the_stack_that_is_up_alone(home: Home) -> None:
+    dual(home)
+    home.start()
+    before = [service["pid"] for service in home.status()["services"]]
+    bad = home.root / "bad.toml"
+    bad.write_text("[service.x]\nkind = 'command'\ncomand = ['true']\nport = 'eight'\n")
+    result = home.cli("start", str(bad))
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "comand" in result.stderr
+    assert [service["pid"] for service in home.status()["services"]] == before
+    assert ask(home)[1]["x-llmsup-service"] == "chat"

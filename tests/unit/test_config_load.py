@@ -1,0 +1,343 @@
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmsup.config.load import Loaded, load
+from llmsup.config.schema import Command, LlamaServer
+from llmsup.errors import ConfigError, Problem
+
+GOOD = """
+[models]
+dirs = ["models"]
+
+[service.chat]
+kind = "llama-server"
+model = "chat.gguf"
+port = 8001
+
+[service.rag]
+kind = "command"
+command = ["rag"]
+port = 8002
+depends_on = ["chat"]
+
+[route.chat-7b]
+services = ["chat"]
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "chat.gguf").write_bytes(b"GGUF\3\0\0\0")
+    return tmp_path
+
+
+def loaded(home: Path, text: str, *overrides: str, **environ: str) -> Loaded:
+    path = home / "p.toml"
+    path.write_text(text)
+    return load(path, environ=environ, overrides=overrides, config_dir=home / "config")
+
+
+def problems(home: Path, text: str, *overrides: str, **environ: str) -> dict[str, str]:
+    with pytest.raises(ConfigError) as raised:
+        loaded(home, text, *overrides, **environ)
+    return {problem.key: problem.message for problem in raised.value.problems}
+
+
+def outcome(home: Path, *overrides: str) -> tuple[Problem, ...]:
+    try:
+        load(home / "p.toml", environ={}, overrides=overrides, config_dir=home)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def chat(profile: Loaded) -> LlamaServer:
+    service = profile.profile.service["chat"]
+    assert isinstance(service, LlamaServer)
+    return service
+
+
+def test_a_good_profile_has_absolute_paths(home: Path) -> None:
+    result = loaded(home, GOOD)
+
+    assert (result.name, result.path) == ("p", home / "p.toml")
+    assert chat(result).model == str(home / "models" / "chat.gguf")
+    assert result.profile.models.dirs == (str(home / "models"),)
+    assert list(result.profile.service) == ["chat", "rag"]
+
+
+def test_all_problems_are_listed_at_once_with_file_and_key(home: Path) -> None:
+    text = """
+mode = "duel"
+[service.chat]
+kind = "llama-server"
+model = "absent.gguf"
+gpu_layers = "auto"
+gpu_layer = 3
+port = "8001"
+[service.chat.restart]
+backof = "1s"
+[service.rag]
+kind = "comand"
+[service.web]
+kind = "command"
+command = []
+depends_on = ["rag", "chta"]
+[route.r]
+services = ["chat", "rag", "nobody"]
+"""
+
+    found = problems(home, text)
+
+    assert set(found) == {
+        "mode",
+        "service.chat.model",
+        "service.chat.gpu_layers",
+        "service.chat.gpu_layer",
+        "service.chat.port",
+        "service.chat.restart.backof",
+        "service.rag.kind",
+        "service.web.command",
+        "service.web.depends_on[1]",
+        "route.r.services[2]",
+    }
+    assert found["service.chat.gpu_layer"] == 'unknown key; did you mean "gpu_layers"?'
+    assert found["service.web.depends_on[1]"] == 'no service "chta"; did you mean "chat"?'
+
+
+def test_a_problem_reads_file_key_message(home: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        loaded(home, GOOD.replace("8001", "0"))
+
+    assert str(raised.value) == (
+        f"{home}/p.toml: service.chat.port: expected an integer from 1 to 65535, got 0"
+    )
+    assert raised.value.exit_code == 2
+
+
+def test_precedence_is_flag_environment_env_file_profile_default(home: Path) -> None:
+    text = GOOD.replace("port = 8001", 'port = 8001\nctx_size = "${CTX:-1000}"')
+
+    assert chat(loaded(home, GOOD)).ctx_size == 4096
+    assert chat(loaded(home, text)).ctx_size == 1000
+    (home / ".env").write_text("CTX=2000\n")
+    assert chat(loaded(home, text)).ctx_size == 2000
+    assert chat(loaded(home, text, CTX="3000")).ctx_size == 3000
+    assert chat(loaded(home, text, "service.chat.ctx_size=4000", CTX="3000")).ctx_size == 4000
+
+
+def test_an_env_file_may_be_named_and_then_must_be_there(home: Path) -> None:
+    text = 'env_file = "${WHERE:-my.env}"\n' + GOOD.replace("8001", '"${PORT}"')
+
+    found = problems(home, text)
+    assert "no such file" in found["env_file"]
+    assert "${PORT} is not set" in found["service.chat.port"]
+    (home / "my.env").write_text("export PORT=8011  # comment\nQUOTED='$PORT'\n")
+    assert chat(loaded(home, text)).port == 8011
+    (home / "other.env").write_text("PORT=8012")
+    assert chat(loaded(home, text, WHERE="other.env")).port == 8012
+
+
+@pytest.mark.parametrize("content", [b"PORT=1\n'quoted\n", b"\xff\xfe", b"A=1\n" * 300_000])
+def test_an_unreadable_env_file_is_a_problem(home: Path, content: bytes) -> None:
+    (home / ".env").write_bytes(content)
+
+    with pytest.raises(ConfigError) as raised:
+        loaded(home, GOOD)
+
+    [problem] = raised.value.problems
+    assert problem.file.startswith(str(home / ".env"))
+
+
+@pytest.mark.parametrize(
+    ("override", "attribute", "value"),
+    [
+        ("service.chat.port=9001", "port", 9001),
+        ("service.chat.gpu_layers=all", "gpu_layers", "all"),
+        ('service.chat.gpu_layers="all"', "gpu_layers", "all"),
+        ("service.chat.args=['--threads', '2']", "args", ("--threads", "2")),
+        ("service.chat.env.WORKERS=3", "env", {"WORKERS": "3"}),
+        ("service.chat.grace_period=2s", "grace_period_s", 2.0),
+        ("service.chat.pinned=true", "pinned", True),
+        ("service.chat.kv_unified=false", "kv_unified", False),
+    ],
+)
+def test_set_overrides_a_value(home: Path, override: str, attribute: str, value: object) -> None:
+    assert getattr(chat(loaded(home, GOOD, override)), attribute) == value
+
+
+def test_set_reaches_quoted_keys_and_makes_tables(home: Path) -> None:
+    result = loaded(home, GOOD, 'route."gpt-4o".services=["chat"]', "gateway.drain_timeout=1s")
+
+    assert result.profile.route["gpt-4o"].services == ("chat",)
+    assert result.profile.gateway.drain_timeout_s == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("service.chat.port=x", "service.chat.port", "expected an integer"),
+        ("service.chat.prot=1", "service.chat.prot", 'did you mean "port"'),
+        ("mode", "", "expected KEY=VALUE"),
+        ("=1", "", "expected a dotted key"),
+        ("a b=1", "", "expected a dotted key"),
+        ("#=1", "", "expected a dotted key"),
+        ("service.chat.port.x=1", "", "service.chat.port is not a table"),
+        ("mode=1\nactive='x'", "mode", 'expected "dual" or "single"'),
+        ("service.chat.env.A=\udcff", "service.chat.env.A", "not valid UTF-8"),
+    ],
+)
+def test_a_bad_override_is_blamed_on_the_flag(
+    home: Path, override: str, key: str, words: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        loaded(home, GOOD, override)
+
+    [problem] = raised.value.problems
+    assert problem.file.startswith("--set")
+    assert problem.key == key
+    assert words in problem.message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"mode = \n", "not valid TOML: Invalid value (at line 1, column 8)"),
+        (b"ok = 1\n\xff\n", "not UTF-8 text (line 2)"),
+        ("mode = 'dual'".encode("utf-16"), "not UTF-8 text"),
+        (b"#" * 10_000_000, "too large: 10000000 bytes"),
+        (b"a = " + b"[" * 100_000, "nested too deeply"),
+        (b"a" + b".a" * 3000 + b" = 1", "nested too deeply"),
+        (b"a = " + b"1" * 5000, "Exceeds the limit"),
+        (b"a = 1\na = 2", "not valid TOML"),
+    ],
+)
+def test_a_file_that_is_no_profile_is_one_problem(home: Path, content: bytes, words: str) -> None:
+    path = home / "p.toml"
+    path.write_bytes(content)
+
+    with pytest.raises(ConfigError) as raised:
+        load(path, environ={}, config_dir=home)
+
+    [problem] = raised.value.problems
+    assert problem.file == str(path)
+    assert words in problem.message
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "\ufeffmode = 'dual'\r\n", "[service]"])
+def test_a_profile_needs_services(home: Path, content: str) -> None:
+    assert problems(home, content)["service"].startswith("no services")
+
+
+def test_what_is_not_a_regular_file_is_refused_without_opening_it(home: Path) -> None:
+    os.mkfifo(home / "pipe.toml")
+    (home / "folder.toml").mkdir()
+    (home / "loop.toml").symlink_to("/dev/zero")
+    for name, words in (
+        ("pipe.toml", "a named pipe"),
+        ("folder.toml", "a directory"),
+        ("loop.toml", "a device"),
+        ("none.toml", "no such file"),
+        ("x" * 5000 + ".toml", "no such file"),
+        ("nul\0.toml", "no such file"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load(home / name, environ={}, config_dir=home)
+
+
+def test_a_profile_without_permission_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (home / "p.toml").write_text(GOOD)
+    monkeypatch.setattr(Path, "open", refuse)
+
+    with pytest.raises(ConfigError) as raised:
+        load(home / "p.toml", environ={}, config_dir=home)
+
+    assert raised.value.problems == (
+        Problem(str(home / "p.toml"), "", "cannot be read: Permission denied"),
+    )
+
+
+def test_a_command_s_directory_is_absolute_and_must_exist(home: Path) -> None:
+    text = GOOD.replace("port = 8002", 'port = 8002\ncwd = "models"\nbinary = "bin/x"')
+    service = loaded(home, text).profile.service["rag"]
+
+    assert isinstance(service, Command)
+    assert (service.cwd, service.binary) == (str(home / "models"), str(home / "bin" / "x"))
+    found = problems(home, text.replace('"models"\nb', '"absent"\nb'))
+    assert found == {"service.rag.cwd": f"{home}/absent is not a directory"}
+
+
+SCALARS = st.one_of(
+    st.booleans(), st.integers(), st.floats(), st.text(), st.datetimes(), st.just("${HOME}")
+)
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def places(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    entries = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
+    return [at, *(place for name, item in entries for place in places(item, (*at, name)))]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_mutated_profile_is_loaded_or_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
+    """Whatever stands in any place of a profile, nothing but a ConfigError comes out."""
+    raw = tomllib.loads(GOOD)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.sampled_from(places(raw)[1:]))
+        table: Any = raw
+        for part in place[:-1]:
+            table = table[part]
+        if data.draw(st.booleans()) and isinstance(table, dict):
+            table[data.draw(st.sampled_from(["kind", "port", "args", "env", "x\n"]))] = data.draw(
+                TREES
+            )
+        else:
+            table[place[-1]] = data.draw(TREES)
+    (home / "p.toml").write_text(GOOD)
+    monkeypatch.setattr(tomllib, "loads", lambda _: raw)
+
+    found = outcome(home)
+    assert all(len(str(problem).splitlines()) == 1 for problem in found)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)))
+def test_any_bytes_are_refused_in_words(home: Path, content: bytes) -> None:
+    (home / "p.toml").write_bytes(content)
+
+    with pytest.raises(ConfigError):
+        load(home / "p.toml", environ={}, config_dir=home)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(override=st.text(max_size=60))
+def test_any_override_is_taken_or_refused(home: Path, override: str) -> None:
+    (home / "p.toml").write_text(GOOD)
+
+    found = outcome(home, override)
+    assert all(problem.file.startswith("--set") for problem in found)

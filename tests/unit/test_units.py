@@ -1,0 +1,50 @@
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmsup.config.units import duration, parse_duration_s
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("250ms", 0.25), ("10s", 10.0), ("1.5s", 1.5), ("5m", 300.0), ("1h30m", 5400.0), ("0s", 0.0)],
+)
+def test_a_duration_is_read_with_its_unit(text: str, seconds: float) -> None:
+    assert parse_duration_s(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10", "s", "-1s", "1 s", "1S", "nan", "inf", "1e3s", "1s!", "١s", "9" * 400 + "d"]
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a duration"):
+        parse_duration_s(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (0.25, "250ms"),
+        (0.9999, "1s"),
+        (59.99, "1m"),
+        (90, "1m30s"),
+        (3600, "1h"),
+        (86461, "1d1m1s"),
+    ],
+)
+def test_a_duration_is_written_as_a_person_would(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@given(st.floats(0, 1e9))
+def test_what_is_written_can_be_read_again_and_is_nearly_the_same(seconds: float) -> None:
+    assert parse_duration_s(duration(seconds)) == pytest.approx(seconds, rel=0.01, abs=0.0006)
+
+
+@given(st.text())
+def test_no_text_does_more_than_be_refused(text: str) -> None:
+    with suppress(ValueError):
+        assert parse_duration_s(text) >= 0
