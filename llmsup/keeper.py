@@ -28,7 +28,8 @@ FIRST_PROBE_S = 0.01
 PROBE_GROWTH = 1.5
 STARTING_PERIOD_MAX_S = 0.25
 PROGRESS_PERIOD_S = 1.0
-PORT_RELEASE_TIMEOUT_S = 2.0
+SETTLE_MAX_S = 1.0
+PORT_RELEASE_TIMEOUT_S = 1.0
 PORT_LOOK_PERIOD_S = 0.01
 
 
@@ -152,7 +153,8 @@ class Keeper:
 
     async def _spawn_when_free(self, generation: int, launch: Launch) -> None:
         """A port is held: by a member of the last generation that is dying, or by a stranger."""
-        deadline = self._loop.time() + PORT_RELEASE_TIMEOUT_S
+        patience_s = min(PORT_RELEASE_TIMEOUT_S, self.unit.policy.stall_timeout_s / 2)
+        deadline = self._loop.time() + patience_s
         while (held := _held_port(launch)) is not None and self._loop.time() < deadline:
             await asyncio.sleep(PORT_LOOK_PERIOD_S)
         try:
@@ -214,9 +216,11 @@ class Keeper:
         readiness = self.unit.readiness
         condition = Health()
         pause_s = FIRST_PROBE_S
-        progress = _Progress(process, self._loop.time())
+        stall_timeout_s = self.unit.policy.stall_timeout_s
+        look_every_s = min(PROGRESS_PERIOD_S, stall_timeout_s / 4)
+        progress = _Progress(process, look_every_s, self._loop.time())
         if launch.target.via is Via.ALIVE:
-            await asyncio.sleep(min(readiness.period_s, 1.0))
+            await asyncio.sleep(min(readiness.period_s, SETTLE_MAX_S, stall_timeout_s / 2))
         while True:
             result = await probe(launch.target, readiness.timeout_s)
             if result.outcome is Outcome.PASSED and not condition.is_ready:
@@ -229,6 +233,8 @@ class Keeper:
                 self.post(lifecycle.BecameUnready(generation, why))
             condition = after
             if self.service.state is State.STARTING:
+                if result.reason and result.reason != self.service.why:
+                    self.post(lifecycle.ProbeFailed(generation, result.reason))
                 if progress.was_made(self._loop.time()):
                     self.post(lifecycle.Progressed(generation))
                 pause_s = min(pause_s * PROBE_GROWTH, STARTING_PERIOD_MAX_S, readiness.period_s)
@@ -238,15 +244,16 @@ class Keeper:
 
 
 class _Progress:
-    """Whether a starting process did something lately; looked at once a second."""
+    """Whether a starting process did something lately; not looked at more often than needed."""
 
-    def __init__(self, process: Process, now: float) -> None:
+    def __init__(self, process: Process, look_every_s: float, now: float) -> None:
         self._process = process
+        self._look_every_s = look_every_s
         self._looked_at = now
         self._last = process.progress()
 
     def was_made(self, now: float) -> bool:
-        if now - self._looked_at < PROGRESS_PERIOD_S:
+        if now - self._looked_at < self._look_every_s:
             return False
         self._looked_at = now
         last, self._last = self._last, self._process.progress()

@@ -207,7 +207,7 @@ class Stack:
 
     def _note_change(self, before: Service, after: Service) -> None:
         if before.state is after.state and before.generation == after.generation:
-            if before.why != after.why and after.why:
+            if before.why != after.why and after.state is not State.STARTING:
                 log.info("service=%s state=%s why=%s", after.name, after.state.value, after.why)
             return
         self._publish()

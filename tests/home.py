@@ -125,6 +125,12 @@ class Home:
             ) from None
         return self.service(name)
 
+    def wait_replaced(self, old: dict[str, Any], deadline_s: float = DEADLINE_S) -> dict[str, Any]:
+        """Until a later generation of the service `old` is ready; returns it."""
+        name, last = old["service"], old["generation"]
+        wait_until(lambda: self.service(name)["generation"] > last, f"a new {name}", deadline_s)
+        return self.wait_state(name, "ready", deadline_s)
+
     def events(self) -> list[dict[str, Any]]:
         """The event journal."""
         if not self.paths.events.exists():

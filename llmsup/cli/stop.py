@@ -4,10 +4,9 @@ import time
 from collections.abc import Sequence
 
 from llmsup.cli import outcome, render, terminal
-from llmsup.cli.wait import reach, wait_daemon_gone, wait_ready, wait_until
+from llmsup.cli.wait import reach, wait_daemon_gone, wait_ready, wait_stopped
 from llmsup.config.paths import Paths, paths
 from llmsup.control.client import Client
-from llmsup.control.wire import Status
 from llmsup.host import leftovers
 from llmsup.host.lock import Lock
 
@@ -29,11 +28,11 @@ def stop_stack(*, now: bool) -> None:
 def stop_services(services: Sequence[str], *, now: bool) -> None:
     """Stop these and wait until they are."""
     client = Client(paths())
-    changed = set(client.stop(services, now=now)["changed"])
+    changed = client.stop(services, now=now)["changed"]
     if not changed:
         terminal.say(f"already stopped: {', '.join(services)}")
         return
-    wait_until(client, lambda status: _are_stopped(status, changed))
+    wait_stopped(client, changed)
     terminal.say(f"stopped: {', '.join(services)}")
 
 
@@ -47,17 +46,11 @@ def restart(services: Sequence[str], *, now: bool) -> None:
     terminal.say(f"restarted: {', '.join(changed)} in {time.monotonic() - began:.1f} s")
 
 
-def _are_stopped(status: Status, names: set[str]) -> bool:
-    states = {info["service"]: info["state"] for info in status["services"]}
-    return all(states[name] == "stopped" for name in names)
-
-
 def _end_leftovers(home: Paths) -> None:
     home.create()
-    # Held while processes are ended: none of them can belong to a daemon that is just starting.
-    lock = Lock.acquire(home.lock)
+    # Held until we exit, so that none of the processes belongs to a daemon that is just starting.
+    Lock.acquire(home.lock)
     ended = leftovers.end(home)
-    del lock
     if ended:
         terminal.say(f"ended {render.count(ended, 'process')} that a killed daemon had left")
     else:

@@ -1,14 +1,14 @@
 """Waits for the daemon and its services, showing how they get on."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 
 from llmsup.cli import terminal
 from llmsup.cli.outcome import Outcome, outcome, troubles, unready
 from llmsup.cli.progress import POLL_S, progress
 from llmsup.config.paths import Paths
 from llmsup.config.units import duration
-from llmsup.control.client import Client, daemon_is_alive
+from llmsup.control.client import Client, daemon_is_alive, wait_gone
 from llmsup.control.wire import Status
 from llmsup.errors import LlmsupError, NotRunningError, UnknownStateError
 
@@ -43,10 +43,12 @@ def wait_ready(
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     try:
-        with progress() as show:
+        with progress(first_generations) as show:
             while True:
                 status = client.status()
                 show(status)
+                if status["daemon"]["stopping"]:
+                    raise LlmsupError("the stack is being stopped", hint="llmsup start")
                 reached = outcome(status, first_generations)
                 late = deadline is not None and time.monotonic() >= deadline
                 if reached is not Outcome.WAITING or late:
@@ -55,6 +57,8 @@ def wait_ready(
     except KeyboardInterrupt:
         terminal.say("the stack stays up: llmsup status shows it, llmsup stop ends it")
         raise
+    except NotRunningError:
+        raise LlmsupError("the daemon has ended meanwhile", hint="llmsup logs daemon") from None
     if reached is Outcome.FAILED:
         found = troubles(status, first_generations)
         service = found[0].partition(" ")[0]
@@ -68,13 +72,17 @@ def wait_ready(
     return status
 
 
-def wait_until(client: Client, condition: Callable[[Status], bool]) -> None:
-    """Wait for a snapshot that fulfils `condition`. Raises what `Client.status` raises."""
-    with progress() as show:
+def wait_stopped(client: Client, names: Collection[str]) -> None:
+    """Wait until the named services are stopped. Raises what `Client.status` raises."""
+    with progress(names) as show:
         while True:
             status = client.status()
             show(status)
-            if condition(status):
+            if all(
+                info["state"] == "stopped"
+                for info in status["services"]
+                if info["service"] in names
+            ):
                 return
             time.sleep(POLL_S)
 
@@ -89,11 +97,8 @@ def wait_daemon_gone(paths: Paths) -> None:
             except LlmsupError:
                 break
             time.sleep(POLL_S)
-    deadline = time.monotonic() + SOCKET_TIMEOUT_S
-    while (pid := daemon_is_alive(paths)) is not None:
-        if time.monotonic() >= deadline:
-            raise UnknownStateError(
-                f"the daemon (pid {pid}) closed its socket but does not end",
-                hint=f"see {paths.daemon_log}; kill {pid} if it stays so",
-            )
-        time.sleep(POLL_SOCKET_S)
+    if not wait_gone(paths, timeout_s=SOCKET_TIMEOUT_S):
+        raise UnknownStateError(
+            f"the daemon (pid {daemon_is_alive(paths)}) closed its socket but does not end",
+            hint=f"see {paths.daemon_log}; kill it if it stays so",
+        )

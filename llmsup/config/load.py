@@ -19,7 +19,7 @@ from llmsup.config.profiles import find
 from llmsup.config.resolve import read_api_keys, resolve
 from llmsup.config.rules import findings
 from llmsup.config.schema import Profile
-from llmsup.config.wording import Key, dotted, quoted
+from llmsup.config.wording import Key, dotted, one_line, quoted
 from llmsup.errors import ConfigError, Problem
 
 ENV_FILE = ".env"
@@ -49,7 +49,8 @@ class _Problems:
         self.add(SET if by_flag else str(self._path), key, message)
 
     def add(self, file: str, key: Key, message: str) -> None:
-        self._found.setdefault((file, key), Problem(file, dotted(key), message))
+        problem = Problem(one_line(file), dotted(key), one_line(message))
+        self._found.setdefault((file, key), problem)
 
     def note_flag(self, key: Key) -> None:
         self._flags.append(key)
@@ -78,7 +79,9 @@ def load(
     try:
         raw = interpolate(raw, variables, (), problems.report)
     except RecursionError:
-        raise ConfigError([Problem(str(path), "", "tables are nested too deeply")]) from None
+        raise ConfigError(
+            [Problem(one_line(str(path)), "", "tables are nested too deeply")]
+        ) from None
     profile: Profile = decode(raw, Profile, (), problems.report)
     services = raw.get("service")
     declared = frozenset(services if isinstance(services, dict) else ())
@@ -99,7 +102,7 @@ def _table(path: Path) -> dict[str, Any]:
         message = "arrays or tables are nested too deeply"
     except ValueError as error:
         message = str(error)
-    raise ConfigError([Problem(str(path), "", message)]) from None
+    raise ConfigError([Problem(one_line(str(path)), "", message)]) from None
 
 
 def _override(raw: dict[str, Any], overrides: Sequence[str], problems: _Problems) -> None:
@@ -108,7 +111,7 @@ def _override(raw: dict[str, Any], overrides: Sequence[str], problems: _Problems
             key, value = parse_override(text)
             apply_override(raw, key, value)
         except ValueError as error:
-            problems.add(f"{SET} {text}", (), str(error))
+            problems.add(f"{SET} {quoted(text)}", (), str(error))
         else:
             problems.note_flag(key)
 
@@ -146,8 +149,9 @@ def _env_file(file: Path, problems: _Problems) -> dict[str, str]:
         return values
     for binding in parse_stream(io.StringIO(text)):
         if binding.error:
-            line, got = binding.original.line, binding.original.string.strip()
-            problems.add(f"{file} line {line}", (), f"expected NAME=value, got {quoted(got)}")
+            # The text of the line stays out: it may be half of a secret.
+            file_line = f"{file} line {binding.original.line}"
+            problems.add(file_line, (), "expected NAME=value")
         elif binding.key is not None and binding.value is not None:
             values[binding.key] = binding.value
     return values

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmsup.config.files import exists, located, read_text
-from llmsup.config.wording import quoted, suggestion
+from llmsup.config.wording import one_line, quoted, suggestion
 from llmsup.errors import ConfigError, Problem
 
 SUFFIX = ".toml"
@@ -51,7 +51,8 @@ def find(name_or_path: str | Path, config_dir: Path) -> Path:
         path = located(text, Path.cwd())
         if not exists(path):
             raise ConfigError(
-                [Problem(text, "", "no such file")], hint="llmsup profile list shows what there is"
+                [Problem(one_line(text), "", "no such file")],
+                hint="llmsup profile list shows what there is",
             )
         return path
     for directory in (config_dir / "profiles", shipped_directory()):
@@ -60,7 +61,7 @@ def find(name_or_path: str | Path, config_dir: Path) -> Path:
             return path.absolute()
     known = [profile.name for profile in available(config_dir)]
     raise ConfigError(
-        [Problem("profile", quoted(text), f"no such profile; {suggestion(text, known)}")],
+        [Problem(f"profile {quoted(text)}", "", f"no such profile; {suggestion(text, known)}")],
         hint=f"known profiles: {', '.join(known)}" if known else "give the path of a TOML file",
     )
 

@@ -10,6 +10,7 @@ Key = tuple[str | int, ...]
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,60}")
 _SHOWN_LENGTH = 60
 _SHOWN_INTEGER = 10**18
+_LISTED = 40
 
 
 def dotted(key: Key) -> str:
@@ -57,12 +58,22 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     names = list(known)
     if near := difflib.get_close_matches(word, names, n=1):
         return f"did you mean {quoted(near[0])}?"
-    return f"valid here: {', '.join(names)}" if names else "none is valid here"
+    if not names:
+        return "none is valid here"
+    rest = ", …" if len(names) > _LISTED else ""
+    return f"valid here: {', '.join(dotted((name,)) for name in names[:_LISTED])}{rest}"
+
+
+def one_line(text: str) -> str:
+    """`text` with whatever does not print, line ends above all, as escapes."""
+    return "".join(c if c.isprintable() else _unprinted(c) for c in text)
 
 
 def _escaped(character: str) -> str:
     if character in {'"', "\\"}:
         return f"\\{character}"
-    if character.isprintable():
-        return character
+    return character if character.isprintable() else _unprinted(character)
+
+
+def _unprinted(character: str) -> str:
     return character.encode("unicode_escape").decode()

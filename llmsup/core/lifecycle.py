@@ -142,6 +142,14 @@ class Exited:
 
 
 @dataclass(frozen=True)
+class ProbeFailed:
+    """A process that has not been ready yet was probed in vain; posted when the reason changes."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class BecameReady:
     """The readiness threshold was reached."""
 
@@ -185,6 +193,7 @@ Event = (
     | Spawned
     | SpawnFailed
     | Exited
+    | ProbeFailed
     | BecameReady
     | BecameUnready
     | Progressed
@@ -199,6 +208,7 @@ EVENTS: tuple[type[Event], ...] = (
     Spawned,
     SpawnFailed,
     Exited,
+    ProbeFailed,
     BecameReady,
     BecameUnready,
     Progressed,
@@ -390,6 +400,10 @@ def _end_as_allowed(service: Service, event: Exited | SpawnFailed) -> Step | Non
     return ended, ()
 
 
+def _note_probe(service: Service, event: ProbeFailed, _now: float) -> Step:
+    return replace(service, why=event.reason), ()
+
+
 def _become_ready(service: Service, _event: Event, _now: float) -> Step:
     return replace(service, state=State.READY, timer_at=None, why=""), ()
 
@@ -410,6 +424,7 @@ def _stall(service: Service, _event: Event, now: float) -> Step:
         why = f"was not ready within {duration(policy.start_timeout_s)}"
     else:
         why = f"was not ready and showed no progress for {duration(policy.stall_timeout_s)}"
+    why = f"{why}: {service.why}" if service.why else why
     return _terminate(_count_death(service, why, now), now)
 
 
@@ -449,6 +464,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _ignore,
+        ProbeFailed: _ignore,
         BecameReady: _ignore,
         BecameUnready: _ignore,
         Progressed: _ignore,
@@ -463,6 +479,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         Spawned: _note_pid,
         SpawnFailed: _die_or_end,
         Exited: _die_or_end,
+        ProbeFailed: _note_probe,
         BecameReady: _become_ready,
         BecameUnready: _ignore,
         Progressed: _extend_start,
@@ -477,6 +494,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _die_or_end,
+        ProbeFailed: _ignore,
         BecameReady: _ignore,
         BecameUnready: _become_unready,
         Progressed: _ignore,
@@ -491,6 +509,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _die_or_end,
+        ProbeFailed: _ignore,
         BecameReady: _become_ready,
         BecameUnready: _become_unready,
         Progressed: _ignore,
@@ -505,6 +524,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _end_stop,
+        ProbeFailed: _ignore,
         BecameReady: _ignore,
         BecameUnready: _ignore,
         Progressed: _ignore,
@@ -519,6 +539,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         Spawned: _note_pid,
         SpawnFailed: _end_stop,
         Exited: _end_stop,
+        ProbeFailed: _ignore,
         BecameReady: _ignore,
         BecameUnready: _ignore,
         Progressed: _ignore,
@@ -533,6 +554,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _ignore,
+        ProbeFailed: _ignore,
         BecameReady: _ignore,
         BecameUnready: _ignore,
         Progressed: _ignore,
@@ -547,6 +569,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _ignore,
+        ProbeFailed: _ignore,
         BecameReady: _ignore,
         BecameUnready: _ignore,
         Progressed: _ignore,

@@ -18,6 +18,7 @@ from pathlib import Path
 LINE_MAX_CHARS = 4096
 _CHUNK_BYTES = 1024 * 1024
 _FALLOC_FL_COLLAPSE_RANGE = 0x08
+_LOCK_TIMEOUT_S = {fcntl.LOCK_EX: 0.1, fcntl.LOCK_SH: 2.0}
 _NO_COLLAPSE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _ESCAPE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]"  # colours, cursor movements
@@ -180,7 +181,7 @@ def _copy_and_truncate(path: Path, live: int, start: int, part: int, keep: int) 
 def _opened(path: Path, flags: int, lock: int) -> Iterator[int]:
     """The live file, locked, so that readers do not see it half rotated; -1 if there is none.
 
-    Nobody waits for a lock: a reader that is stopped while it reads must not stop rotation.
+    Nobody waits for long: a reader that is stopped while it reads must not stop rotation.
     """
     try:
         file = os.open(path, flags | os.O_CLOEXEC)
@@ -188,11 +189,20 @@ def _opened(path: Path, flags: int, lock: int) -> Iterator[int]:
         yield -1
         return
     try:
-        with suppress(BlockingIOError):
-            fcntl.flock(file, lock | fcntl.LOCK_NB)
+        deadline = time.monotonic() + _LOCK_TIMEOUT_S[lock]
+        while not _is_locked(file, lock) and time.monotonic() < deadline:
+            time.sleep(0.001)
         yield file
     finally:
         os.close(file)
+
+
+def _is_locked(file: int, lock: int) -> bool:
+    try:
+        fcntl.flock(file, lock | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _read(path: Path, start: int, end: int) -> bytes:

@@ -42,6 +42,17 @@ class Layout:
     directory: Path
 
     @property
+    def directories(self) -> tuple[Path, ...]:
+        """What has to be there before a file is written."""
+        listed = self.upstreams("").parent
+        return (self.directory, self.temporary, self.routes.parent, listed)
+
+    @property
+    def sockets(self) -> tuple[Path, ...]:
+        """The admin socket, and the longest path that Envoy makes of `handover`."""
+        return (self.admin_socket, self.directory / f"h_udp_parent_{self.base_id}0")
+
+    @property
     def bootstrap(self) -> Path:
         """What Envoy is started with."""
         return self.directory / "bootstrap.json"
@@ -75,11 +86,6 @@ class Layout:
     def handover(self) -> Path:
         """Prefix of the sockets over which an Envoy hands over to its successor."""
         return self.directory / "h"
-
-    @property
-    def longest_socket(self) -> Path:
-        """The longest path that Envoy makes of `handover`."""
-        return self.directory / f"h_udp_parent_{self.base_id}0"
 
     @property
     def base_id(self) -> int:

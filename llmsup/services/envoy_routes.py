@@ -145,7 +145,11 @@ def _by_path(pattern: str, *metadata: Document) -> Document:
 def _problems() -> Iterator[Document]:
     """Bodies in which there is no model to route by."""
     malformed = error("The request body is not valid JSON.", "invalid_json")
-    missing = error('The request names no model: "model" must be a short string.', "missing_model", param="model")
+    missing = error(
+        'The request names no model: "model" must be a short string.',
+        "missing_model",
+        param="model",
+    )
     not_text = error("The model must be a string.", "invalid_model", param="model")
     text = {"string_match": {"safe_regex": {"regex": "(?s).*"}}}
     for name, body, metadata in (

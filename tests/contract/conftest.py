@@ -20,7 +20,9 @@ import pytest
 from llmsup.core.lifecycle import State
 from llmsup.core.routing import Endpoint, Member, Route
 from llmsup.gateway import Gateway
+from llmsup.host.fetch import fetch
 from llmsup.services.envoy import ALIVE_PATH, Layout, launch
+from llmsup.services.launch import Target, Via
 
 STUB = Path(__file__).parents[1] / "stubs" / "upstream.py"
 ROUTES = (
@@ -94,11 +96,16 @@ class Stub(Process):
 class Stack:
     """One Envoy in a directory of its own, and stubs named as its services."""
 
-    def __init__(self, routes: tuple[Route, ...] = ROUTES, api_keys: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        routes: tuple[Route, ...] = ROUTES,
+        api_keys: tuple[str, ...] = (),
+        port: int | None = None,
+    ) -> None:
         # A space in the path, because a home may have one.
         self.directory = Path(tempfile.mkdtemp(prefix="llmsup run "))
         self.log = self.directory / "output.log"
-        self.port = free_port()
+        self.port = port or free_port()
         self.layout = Layout(self.directory / "gateway")
         self.gateway = Gateway(self.layout.directory, routes, ("127.0.0.1", self.port), api_keys)
         self.loop = asyncio.new_event_loop()
@@ -140,6 +147,8 @@ class Stack:
         for process in self.processes:
             process.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
+        # 104 bytes that a killed Envoy leaves; the next one of the same directory would reuse them.
+        Path(f"/dev/shm/envoy_shared_memory_{self.layout.base_id}0").unlink(missing_ok=True)
 
     # --- lists
 
@@ -168,10 +177,14 @@ class Stack:
     def in_flight(self, service: str) -> int:
         return self.loop.run_until_complete(self.gateway.in_flight(service))
 
-    def admin(self, path: str, method: str = "GET") -> str:
-        transport = httpx.HTTPTransport(uds=str(self.layout.admin_socket))
-        with httpx.Client(transport=transport) as client:
-            return client.request(method, f"http://admin{path}").text
+    def admin(self, path: str) -> str:
+        """What Envoy's admin interface says; empty while it is not there."""
+        target = Target(Via.HTTP, unix_socket=self.layout.admin_socket, path=path)
+        try:
+            response = self.loop.run_until_complete(fetch(target, timeout_s=2))
+        except OSError:
+            return ""
+        return response.body.decode()
 
     # --- requests
 

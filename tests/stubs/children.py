@@ -106,8 +106,8 @@ def spin(arguments: argparse.Namespace) -> None:
         pass
 
 
-def read_memory(arguments: argparse.Namespace) -> None:
-    """Fill memory a little at a time."""
+def fill_memory(arguments: argparse.Namespace) -> None:
+    """Fill memory a little at a time, up to 50 MB."""
     hoard = []
     while True:
         hoard.append(bytearray(256 * 1024))
@@ -150,7 +150,7 @@ MODES: dict[str, Callable[[argparse.Namespace], None]] = {
     "crash-after": crash_after,
     "hang": hang,
     "spin": spin,
-    "read-memory": read_memory,
+    "fill-memory": fill_memory,
 }
 
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """A stand-in for Qdrant: its settings, its health paths and its collections, kept in memory.
 
 It is not Qdrant. It is for tests on machines without it, and says so in its title.

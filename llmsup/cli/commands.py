@@ -1,0 +1,174 @@
+"""The verbs of `llmsup` with their options, as Typer commands.
+
+A verb's module is imported when the verb is called, so that none waits for what others need.
+"""
+# ruff: noqa: PLC0415
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from llmsup import __version__
+from llmsup.cli.terminal import show
+from llmsup.config.units import parse_duration_s
+from llmsup.errors import UsageError
+
+app = typer.Typer(
+    help="Keeps a local LLM stack up on one small GPU.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Now = Annotated[bool, typer.Option("--now", help="Do not wait for requests in flight.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is added.")]
+Lines = Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")]
+
+
+def _seconds(text: str) -> float:
+    try:
+        return parse_duration_s(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        show(f"llmsup {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def llmsup(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Keeps a local LLM stack up on one small GPU."""
+
+
+@app.command()
+def start(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROFILE]",
+            help="A profile's name or file. Default: what is up, else LLMSUP_PROFILE, else dual.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the profile."),
+    ] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Be the daemon, with its log on stderr.")
+    ] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Return once the daemon answers.")
+    ] = False,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option("--timeout", parser=_seconds, metavar="TIME", help='Give up after, as "90s".'),
+    ] = None,
+) -> None:
+    """Bring the stack up and show each service until it is ready."""
+    from llmsup.cli import start as verb
+
+    if foreground:
+        verb.start_in_foreground(source, overrides or ())
+    else:
+        verb.start(source, overrides or (), wait=not no_wait, timeout_s=timeout_s)
+
+
+@app.command()
+def stop(
+    services: Annotated[list[str] | None, typer.Argument(metavar="[SERVICE]...")] = None,
+    now: Now = False,
+) -> None:
+    """Stop some services, or the whole stack and its daemon."""
+    from llmsup.cli import stop as verb
+
+    if services:
+        verb.stop_services(services, now=now)
+    else:
+        verb.stop_stack(now=now)
+
+
+@app.command()
+def restart(
+    services: Annotated[list[str] | None, typer.Argument(metavar="[SERVICE]...")] = None,
+    now: Now = False,
+) -> None:
+    """Give some services, or all but the gateway, a new process, one after another."""
+    from llmsup.cli import stop as verb
+
+    verb.restart(services or (), now=now)
+
+
+@app.command()
+def status(
+    as_json: Json = False,
+    watching: Annotated[bool, typer.Option("--watch", help="Redraw every second.")] = False,
+) -> None:
+    """Show the services. Exit status: 0 all ready, 1 degraded, 3 not running, 4 unknown."""
+    if watching and as_json:
+        raise UsageError("--watch and --json exclude each other", hint="llmsup events -f --json")
+    if watching:
+        from llmsup.cli import watch as watch_verb
+
+        watch_verb.watch()
+    else:
+        from llmsup.cli import status as verb
+
+        raise typer.Exit(verb.status(as_json=as_json))
+
+
+@app.command()
+def logs(
+    service: Annotated[str, typer.Argument(help='A service, or "daemon".')],
+    follow: Follow = False,
+    lines: Lines = 50,
+) -> None:
+    """Show the output of a service, or the daemon's own log."""
+    from llmsup.cli import logs as verb
+
+    verb.logs(service, lines=lines, follow=follow)
+
+
+@app.command()
+def events(follow: Follow = False, as_json: Json = False, lines: Lines = 50) -> None:
+    """Show state changes and what was published to the gateway."""
+    from llmsup.cli import events as verb
+
+    verb.events(lines=lines, follow=follow, as_json=as_json)
+
+
+@app.command()
+def upstreams(as_json: Json = False) -> None:
+    """Show the upstream lists: as desired, as published, and as Envoy has them."""
+    from llmsup.cli import upstreams as verb
+
+    verb.upstreams(as_json=as_json)
+
+
+def call(argv: Sequence[str]) -> int:
+    """Run one command; returns its exit status. Raises LlmsupError and OutputClosedError."""
+    _mount_profile(argv)
+    try:
+        typer.main.get_command(app).main(args=list(argv), prog_name="llmsup")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def _mount_profile(argv: Sequence[str]) -> None:
+    """Add `llmsup profile`, unless another verb is called: it imports all that reads profiles."""
+    verbs = {info.callback.__name__ for info in app.registered_commands if info.callback}
+    if verbs.isdisjoint(argv[:1]):
+        from llmsup.cli import profile
+
+        app.add_typer(profile.app, name="profile")

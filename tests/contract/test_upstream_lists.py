@@ -1,0 +1,208 @@
+"""Lists published by renaming a file, what Envoy makes of them, and how a lost one is mended."""
+
+import asyncio
+import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+
+import httpx
+import pytest
+
+from llmsup.core.lifecycle import State
+from llmsup.core.routing import Endpoint, Upstream
+from llmsup.services.envoy_clusters import upstreams
+from tests.contract.conftest import READY, ROUTES, Stack, wait_until
+
+SLOW = {"x-stub": json.dumps({"delay_ms": 600})}
+
+
+def ask_slowly(stack: Stack, pool: ThreadPoolExecutor) -> Future[httpx.Response]:
+    """A request that `chat` is answering."""
+    future = pool.submit(stack.ask, headers=SLOW)
+    wait_until(lambda: stack.in_flight("chat") == 1, "the request is in flight")
+    return future
+
+
+def test_published_list_is_confirmed_within_milliseconds(stack: Stack) -> None:
+    told: list[tuple[str, float]] = []
+
+    async def publish_and_confirm() -> None:
+        keeper = asyncio.create_task(
+            stack.gateway.keep_confirmed(lambda route, elapsed_s: told.append((route, elapsed_s)))
+        )
+        changed = stack.gateway.publish(stack.members({"code": State.READY}))
+        assert set(changed) == {route.name for route in ROUTES if "chat" in route.services}
+        async with asyncio.timeout(5):
+            while len(told) < len(changed):
+                await asyncio.sleep(0.001)
+        keeper.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeper
+
+    stack.loop.run_until_complete(publish_and_confirm())
+
+    assert stack.gateway.confirmed["chat-7b"] == ("code",)
+    assert min(elapsed_s for _, elapsed_s in told) < 0.25
+    assert stack.ask().headers["x-llmsup-fallback"] == "true"
+
+
+def test_garbage_in_a_list_is_ignored(stack: Stack) -> None:
+    path = stack.layout.upstreams("chat-7b")
+    for garbage in (b"garbage", b"", b'{"resources": [{"', b'{"resources": [{"unknown": 1}]}'):
+        rejected = rejections(stack)
+        spoiled = stack.layout.temporary / "spoiled"
+        spoiled.write_bytes(garbage)
+        spoiled.rename(path)
+        wait_until(partial(is_more, stack, rejected), f"{garbage!r} is rejected")
+
+        assert stack.ask().headers["x-llmsup-service"] == "chat"
+
+    stack.publish({"code": State.READY})
+
+    assert stack.ask().headers["x-llmsup-service"] == "code"
+
+
+def is_more(stack: Stack, before: int) -> bool:
+    return rejections(stack) > before
+
+
+def rejections(stack: Stack) -> int:
+    text = stack.admin("/stats?filter=cluster.chat-7b.update_(rejected|failure)")
+    return sum(int(line.rpartition(" ")[2]) for line in text.splitlines())
+
+
+def test_list_of_somebody_else_is_mended(stack: Stack) -> None:
+    """A lost notification looks the same: Envoy has another list than the one published."""
+    chat = Upstream("chat", Endpoint("127.0.0.1", stack.stubs["code"].port), is_fallback=False)
+    foreign = stack.layout.temporary / "foreign"
+    foreign.write_text(json.dumps(upstreams("chat-7b", (chat,))))
+    foreign.rename(stack.layout.upstreams("chat-7b"))
+    wait_until(lambda: stack.ask().json()["stub"]["name"] == "code", "Envoy took it")
+
+    stack.gateway.wake()
+    stack.settle()
+
+    assert stack.ask().json()["stub"]["name"] == "chat"
+
+
+def test_draining_upstream_gets_nothing_new_and_finishes_the_old(stack: Stack) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        old = ask_slowly(stack, pool)
+
+        stack.publish({"chat": State.DRAINING, "code": State.READY})
+
+        for _ in range(10):
+            assert stack.ask().headers["x-llmsup-service"] == "code"
+        assert stack.in_flight("chat") == 1
+        assert old.result().headers["x-llmsup-service"] == "chat"
+        assert stack.in_flight("chat") == 0
+
+
+def test_only_upstream_draining_finishes_the_old_and_new_ones_get_503(stack: Stack) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        old = ask_slowly(stack, pool)
+
+        stack.publish({"chat": State.DRAINING})
+
+        response = stack.ask()
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "model_unavailable"
+        assert stack.in_flight("chat") == 1
+        assert old.result().status_code == 200
+        assert stack.in_flight("chat") == 0
+
+
+def test_second_upstream_draining_leaves_the_first_alone(stack: Stack) -> None:
+    stack.publish({"chat": State.READY, "code": State.DRAINING})
+
+    assert stack.ask().headers["x-llmsup-service"] == "chat"
+    stack.publish({"code": State.DRAINING})
+    assert stack.ask().status_code == 503
+
+
+def test_drained_upstream_can_come_back(stack: Stack) -> None:
+    stack.publish({"chat": State.DRAINING, "code": State.READY})
+    stack.publish(READY)
+
+    assert stack.ask().headers["x-llmsup-service"] == "chat"
+
+
+def test_request_in_flight_survives_the_removal_of_its_upstream(stack: Stack) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        old = ask_slowly(stack, pool)
+        stack.publish({"code": State.READY})
+
+        assert old.result().headers["x-llmsup-service"] == "chat"
+
+
+def test_publish_takes_less_than_a_millisecond(stack: Stack) -> None:
+    took: list[float] = []
+    for number in range(20):
+        state = State.READY if number % 2 else State.UNREADY
+        members = stack.members({"chat": state, "code": State.READY})
+        before = time.perf_counter()
+        stack.gateway.publish(members, () if number % 2 else ("chat",))
+        took.append(time.perf_counter() - before)
+    stack.settle()
+
+    assert sorted(took)[len(took) // 2] < 0.005
+
+
+def test_envoy_started_late_has_the_lists_already(private: Stack) -> None:
+    private.gateway.prepare()
+    private.gateway.publish(private.members(READY))
+    private.start_envoy()
+
+    assert private.ask().headers["x-llmsup-service"] == "chat"
+
+
+def test_envoy_killed_and_started_again_serves_the_same_lists(private: Stack) -> None:
+    private.gateway.prepare()
+    private.start_envoy()
+    private.publish({"code": State.READY})
+    private.envoy.kill()
+    assert private.loop.run_until_complete(private.gateway.confirm())["chat-7b"] is None
+    assert private.in_flight("code") == 0
+
+    private.start_envoy()
+
+    assert private.ask().headers["x-llmsup-service"] == "code"
+    private.gateway.wake()
+    private.settle()
+    assert private.gateway.confirmed["chat-7b"] == ("code",)
+
+
+def test_missing_list_at_start_is_mended(private: Stack) -> None:
+    """Envoy rejects a cluster whose list is missing, and the list alone does not heal it."""
+    private.gateway.prepare()
+    private.gateway.publish(private.members(READY))
+    private.layout.upstreams("chat-7b").unlink()
+    private.start_envoy()
+    assert private.loop.run_until_complete(private.gateway.confirm())["chat-7b"] is None
+
+    private.settle()
+
+    assert private.ask().headers["x-llmsup-service"] == "chat"
+
+
+def test_garbage_list_at_start_is_mended(private: Stack) -> None:
+    private.gateway.prepare()
+    private.gateway.publish(private.members(READY))
+    private.layout.upstreams("chat-7b").write_text("garbage")
+    private.start_envoy()
+    assert private.ask().status_code == 503
+
+    private.settle()
+
+    assert private.ask().headers["x-llmsup-service"] == "chat"
+
+
+@pytest.mark.parametrize("members", [{}, {"chat": State.READY}, READY])
+def test_list_always_ends_as_desired(stack: Stack, members: dict[str, State]) -> None:
+    stack.publish(members)
+
+    seen = stack.loop.run_until_complete(stack.gateway.confirm())
+
+    assert seen["chat-7b"] == tuple(members)

@@ -1,0 +1,34 @@
+"""`llmsup status` is typed all the time and asked by prompts: it imports only what it needs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HEAVY = {
+    "asyncio", "hypothesis", "httpx", "llmsup.config.load", "llmsup.daemon", "msgspec", "pydantic",
+    "pynvml", "rich", "starlette", "subprocess", "typer", "uvicorn",
+}  # fmt: skip
+
+PROGRAM = """
+import sys
+from llmsup.cli.main import main
+status = main(["status"])
+print(status, *sys.modules)
+"""
+
+
+def test_status_imports_neither_frameworks_nor_the_loader(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, "LLMSUP_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+
+    status, *modules = done.stdout.split()
+
+    assert (status, done.stderr) == ("3", "error: llmsup is not running\nhint: llmsup start\n")
+    assert HEAVY.intersection(modules) == set()

@@ -1,0 +1,362 @@
+"""The documents that Envoy is given: the settings whose absence was seen to hurt."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmsup.config.listen import is_loopback, parse_listen
+from llmsup.core.routing import Endpoint, Route, Upstream
+from llmsup.errors import GatewayError
+from llmsup.gateway import Gateway
+from llmsup.services import envoy_admin, envoy_errors
+from llmsup.services.envoy import ALIVE_PATH, Layout, bootstrap, cluster_name, launch
+from llmsup.services.envoy_clusters import clusters, upstreams
+from llmsup.services.envoy_listener import listeners
+from llmsup.services.envoy_routes import route_table
+
+LAYOUT = Layout(Path("/run/user/1000/llm sup/gateway"))
+LISTEN = Endpoint("127.0.0.1", 8000)
+ROUTES = (Route("chat-7b", ("chat", "code"), ("gpt-4o-mini",)), Route("a/b:c", ("code",)))
+
+
+def resource(document: dict[str, Any]) -> dict[str, Any]:
+    return dict(document["resources"][0])
+
+
+def manager(*, needs_key: bool = False) -> dict[str, Any]:
+    listener = resource(listeners(LAYOUT, LISTEN, needs_key=needs_key))
+    return dict(listener["filter_chains"][0]["filters"][0]["typed_config"])
+
+
+def entries(**keys: Any) -> list[dict[str, Any]]:
+    arguments = {"routes": ROUTES, "api_keys": (), "not_ready": ()} | keys
+    return list(resource(route_table(**arguments))["virtual_hosts"][0]["routes"])
+
+
+def proxied() -> list[dict[str, Any]]:
+    return [entry for entry in entries() if "route" in entry]
+
+
+# --- bootstrap and process
+
+
+def test_admin_is_a_private_socket() -> None:
+    address = bootstrap(LAYOUT)["admin"]["address"]
+
+    assert address == {"pipe": {"path": str(LAYOUT.admin_socket), "mode": 0o600}}
+
+
+def test_files_are_watched_one_by_one() -> None:
+    """A watched directory makes Envoy read every list at each rename."""
+    documents = [
+        bootstrap(LAYOUT),
+        clusters(LAYOUT, ROUTES),
+        listeners(LAYOUT, LISTEN, needs_key=True),
+    ]
+
+    assert "watched_directory" not in json.dumps(documents)
+
+
+def test_files_are_renamed_from_a_directory_that_is_not_watched() -> None:
+    watched = {LAYOUT.upstreams("x").parent, LAYOUT.routes.parent, LAYOUT.bootstrap.parent}
+
+    assert LAYOUT.temporary not in watched
+
+
+@pytest.mark.parametrize(
+    ("host", "probed"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::1", "::1")],
+)
+def test_launch_probes_envoy_itself(host: str, probed: str) -> None:
+    made = launch("/bin/envoy", LAYOUT.directory, Endpoint(host, 8000))
+
+    assert (made.target.host, made.target.port, made.target.path) == (probed, 8000, ALIVE_PATH)
+    assert made.ports == (8000,)
+    assert made.argv[:3] == ("/bin/envoy", "-c", str(LAYOUT.bootstrap))
+    assert "--reject-unknown-dynamic-fields" in made.argv
+
+
+def test_base_id_is_of_the_directory() -> None:
+    assert LAYOUT.base_id == Layout(LAYOUT.directory).base_id
+    assert LAYOUT.base_id != Layout(Path("/elsewhere")).base_id
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    "route", ["", ".", "..", "../../etc/passwd", "a/b", "a:b", "é" * 300, "x" * 300, "a b", "a\nb"]
+)
+def test_cluster_name_is_safe_as_a_file(route: str) -> None:
+    name = cluster_name(route)
+
+    assert LAYOUT.upstreams(route).parent == LAYOUT.upstreams("chat").parent
+    assert name.isascii()
+    assert name.strip(".")
+    assert len(name) < 100
+    assert not set(name) & set("/: \n\x00")
+
+
+def test_cluster_names_differ_where_routes_differ() -> None:
+    routes = ["a/b", "a:b", "a_b", "a b", "a.b", cluster_name("a/b"), cluster_name("a.b")]
+
+    assert len({cluster_name(route) for route in routes}) == len(routes)
+
+
+def test_plain_name_is_left_as_it_is() -> None:
+    assert cluster_name("chat-7b") == "chat-7b"
+
+
+# --- listener
+
+
+def test_no_timeout_cuts_a_long_generation() -> None:
+    assert manager()["stream_idle_timeout"] == "0s"
+    assert {entry["route"]["timeout"] for entry in proxied()} == {"0s"}
+    assert {entry["route"]["idle_timeout"] for entry in proxied()} == {"0s"}
+    assert "max_stream_duration" not in json.dumps(entries())
+
+
+def test_port_is_never_shared() -> None:
+    assert resource(listeners(LAYOUT, LISTEN, needs_key=False))["enable_reuse_port"] is False
+
+
+def test_bodies_up_to_64_mib_are_kept_for_repetition() -> None:
+    listener = resource(listeners(LAYOUT, LISTEN, needs_key=False))
+
+    assert listener["per_connection_buffer_limit_bytes"] == 64 * 1024 * 1024
+
+
+def test_key_filter_is_first_and_only_there_with_keys() -> None:
+    def names(*, needs_key: bool) -> list[str]:
+        return [
+            it["name"].rpartition(".")[2] for it in manager(needs_key=needs_key)["http_filters"]
+        ]
+
+    assert names(needs_key=True) == ["api_key_auth", "json_to_metadata", "router"]
+    assert names(needs_key=False) == ["json_to_metadata", "router"]
+
+
+# --- clusters and lists
+
+
+def test_retries_are_not_cut_by_the_default_limit_of_three() -> None:
+    for cluster in clusters(LAYOUT, ROUTES)["resources"]:
+        assert cluster["circuit_breakers"]["thresholds"][0]["max_retries"] == 1024
+
+
+def test_no_active_checks_and_no_ejection() -> None:
+    text = json.dumps(clusters(LAYOUT, ROUTES))
+
+    assert "health_checks" not in text
+    assert "outlier_detection" not in text
+
+
+def test_idle_connections_are_closed_before_llama_server_does() -> None:
+    (options,) = clusters(LAYOUT, ROUTES)["resources"][0][
+        "typed_extension_protocol_options"
+    ].values()
+
+    assert options["common_http_protocol_options"]["idle_timeout"] == "4s"
+
+
+def test_list_keeps_its_order_as_priorities() -> None:
+    document = upstreams(
+        "chat-7b",
+        (
+            Upstream("chat", Endpoint("127.0.0.1", 8001), is_fallback=False, is_draining=True),
+            Upstream("code", Endpoint("127.0.0.1", 8004), is_fallback=True),
+        ),
+    )
+
+    listed = [
+        (
+            it["priority"],
+            it["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["port_value"],
+            it["lb_endpoints"][0]["health_status"],
+            it["lb_endpoints"][0]["metadata"]["filter_metadata"]["llmsup"],
+        )
+        for it in resource(document)["endpoints"]
+    ]
+    assert listed == [
+        (0, 8001, "DRAINING", {"service": "chat", "fallback": "false"}),
+        (1, 8004, "HEALTHY", {"service": "code", "fallback": "true"}),
+    ]
+    assert resource(document)["cluster_name"] == "chat-7b"
+
+
+# --- routes
+
+
+def test_statuses_are_answers_and_never_repeated() -> None:
+    for entry in proxied():
+        asked = set(entry["route"]["retry_policy"]["retry_on"].split(","))
+        assert asked <= {"connect-failure", "refused-stream", "reset-before-request", "reset"}
+
+
+def test_paths_that_change_state_come_first_and_are_not_repeated_once_sent() -> None:
+    first, second = (entry for entry in proxied() if entry["name"] == "chat-7b")
+
+    assert "responses" in first["match"]["safe_regex"]["regex"]
+    assert "reset" not in first["route"]["retry_policy"]["retry_on"].split(",")
+    assert "reset" in second["route"]["retry_policy"]["retry_on"].split(",")
+
+
+def test_keys_are_asked_for_everywhere_but_at_health() -> None:
+    disabled = [
+        entry["name"] for entry in entries(api_keys=("sk-1",)) if "typed_per_filter_config" in entry
+    ]
+
+    assert disabled == ["alive", "health"]
+
+
+def test_percent_in_a_known_name_is_no_command_of_envoy() -> None:
+    routes = (Route("100%REQ(authorization)%", ("chat",)),)
+    (unknown,) = [it for it in entries(routes=routes) if it["name"] == "unknown model"]
+
+    message = unknown["direct_response"]["body_format"]["json_format"]["error"]["message"]
+    assert "100%%REQ(authorization)%%" in message
+
+
+def test_literal_doubles_percent() -> None:
+    assert envoy_errors.literal("100%") == "100%%"
+
+
+# --- answers of the admin interface
+
+
+def test_clusters_are_read_in_order_of_priority() -> None:
+    def host(port: int, **keys: Any) -> dict[str, Any]:
+        return {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}} | keys
+
+    body = {
+        "cluster_statuses": [
+            {
+                "name": "chat-7b",
+                "host_statuses": [
+                    host(8004, priority=1, health_status={"eds_health_status": "HEALTHY"}),
+                    host(
+                        8001,
+                        health_status={"eds_health_status": "DRAINING"},
+                        stats=[{"name": "rq_active", "value": "2"}, {"name": "rq_error"}],
+                    ),
+                ],
+            },
+            {"name": "empty", "added_via_api": True},
+        ]
+    }
+
+    seen = envoy_admin.parse_clusters(json.dumps(body).encode())
+
+    assert seen["empty"] == ()
+    assert [(it.host.endpoint.port, it.host.is_draining) for it in seen["chat-7b"]] == [
+        (8001, True),
+        (8004, False),
+    ]
+    assert [it.requests_active for it in seen["chat-7b"]] == [2, 0]
+
+
+@pytest.mark.parametrize("body", [b"", b"no", b"[]", b'{"cluster_statuses": [{}]}'])
+def test_other_answers_are_refused(body: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        envoy_admin.parse_clusters(body)
+    with pytest.raises(ValueError, match=r"."):
+        envoy_admin.parse_requests_active(body)
+
+
+# --- preparing
+
+
+def test_files_are_written_in_an_order_that_envoy_can_read(tmp_path: Path) -> None:
+    """A cluster whose list is missing when Envoy reads the clusters is rejected for good."""
+    order: list[str] = []
+    gateway = Gateway(
+        tmp_path,
+        ROUTES,
+        ("127.0.0.1", 8000),
+        write=lambda path, _temporary, _content: order.append(path.name),
+    )
+
+    gateway.prepare()
+
+    lists = [f"{cluster_name(route.name)}.json" for route in ROUTES]
+    rest = ["clusters.json", "routes.json", "listeners.json", "bootstrap.json"]
+    assert order == lists + rest
+
+
+def test_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path / ("x" * 100), ROUTES, ("127.0.0.1", 8000))
+
+    with pytest.raises(GatewayError, match="too long") as caught:
+        gateway.prepare()
+
+    assert "LLMSUP_HOME" in caught.value.hint
+
+
+def test_more_routes_than_inotify_instances_are_refused(tmp_path: Path) -> None:
+    routes = tuple(Route(f"route-{number}", ("chat",)) for number in range(1_000_000))
+    gateway = Gateway(tmp_path, routes, ("127.0.0.1", 8000))
+
+    with pytest.raises(GatewayError, match="inotify") as caught:
+        gateway.prepare()
+
+    assert "sysctl fs.inotify.max_user_instances" in caught.value.hint
+
+
+def test_full_disk_is_one_line(tmp_path: Path) -> None:
+    def write(_path: Path, _temporary: Path, _content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    gateway = Gateway(tmp_path, ROUTES, ("127.0.0.1", 8000), write=write)
+
+    with pytest.raises(GatewayError, match="No space left on device"):
+        gateway.prepare()
+
+
+# --- addresses
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:8000", ("127.0.0.1", 8000)),
+        ("0.0.0.0:1", ("0.0.0.0", 1)),
+        ("[::1]:65535", ("::1", 65535)),
+    ],
+)
+def test_listen_is_parsed(text: str, address: tuple[str, int]) -> None:
+    assert parse_listen(text) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "8000",
+        ":8000",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:0",
+        "127.0.0.1:65536",
+        "localhost:8000",
+        "::1:8000",
+        "[127.0.0.1]:8000",
+        "[::1]",
+        "127.0.0.1:8000 ",
+        "127.0.0.1:+1",
+        "[fe80::1%eth0]:1",
+    ],
+)
+def test_other_addresses_are_refused_with_a_valid_one(text: str) -> None:
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:8000"):
+        parse_listen(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("0.0.0.0", False), ("::", False)],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected

@@ -1,0 +1,179 @@
+"""What the command line prints, as whole texts."""
+
+from datetime import UTC
+
+import pytest
+
+from llmsup.cli import render
+from llmsup.control.wire import EventInfo, ServiceInfo
+from tests.fake_daemon import service, snapshot
+
+MIB = 2**20
+CUT = "killed by SIGSEGV (core dumped): ggml_cuda_init: no device was found here"
+
+
+def full_stack() -> list[ServiceInfo]:
+    return [
+        service(
+            "chat",
+            model="/models/Qwen2.5-3B-Instruct-Q4_K_M.gguf",
+            gpu_layers="all",
+            planned_bytes=2400 * MIB,
+            uptime_s=190.4,
+        ),
+        service("code", "backoff", model="coder.gguf", gpu_layers=20, restarts=12, uptime_s=None,
+                port=8004, why=CUT),
+        service("rag", "stopped", want="down", port=None, uptime_s=None),
+    ]  # fmt: skip
+
+
+def test_status_in_a_pipe_is_not_cut() -> None:
+    assert render.status(snapshot(*full_stack())) == (
+        "demo · daemon pid 123 · up 3m00s · http://127.0.0.1:8000/v1\n"
+        "\n"
+        "SERVICE  STATE    MODEL                       LAYERS      VRAM  PORT  RESTARTS  UPTIME"
+        "  WHY\n"
+        "chat     ready    Qwen2.5-3B-Instruct-Q4_K_M     all  2400 MiB  8001         0   3m10s\n"
+        "code     backoff  coder                           20         -  8004        12       -"
+        f"  {CUT}\n"
+        "rag      stopped  -                                -         -     -         0       -"
+    )
+
+
+def test_a_narrow_terminal_cuts_models_and_reasons_and_shows_the_reasons_below() -> None:
+    text = render.services(full_stack(), width=88)
+
+    assert text == (
+        "SERVICE  STATE    MODEL             LAYERS      VRAM  PORT  RESTARTS  UPTIME  WHY\n"
+        "chat     ready    Qwen2.5-3B-Inst…     all  2400 MiB  8001         0   3m10s\n"
+        "code     backoff  coder                 20         -  8004        12       -  killed by…\n"
+        "rag      stopped  -                      -         -     -         0       -\n"
+        "\n"
+        f"code: {CUT}"
+    )
+    assert max(map(len, text.splitlines()[:4])) == 88
+
+
+@pytest.mark.parametrize("width", range(40, 200, 7))
+def test_no_line_of_the_table_is_wider_than_the_terminal_where_that_can_be(width: int) -> None:
+    narrowest = max(map(len, render.services(full_stack(), width=1).splitlines()[:4]))
+
+    lines = render.services(full_stack(), width=width).splitlines()[:4]
+
+    assert max(map(len, lines)) <= max(width, narrowest)
+
+
+def test_colours_change_no_column() -> None:
+    plain = render.services(full_stack())
+    coloured = render.services(full_stack(), colour=True)
+
+    assert "\x1b[32mready  \x1b[0m" in coloured
+    assert "\x1b[31mbackoff\x1b[0m" in coloured
+    for code in ("0", "1", "2", "31", "32"):
+        coloured = coloured.replace(f"\x1b[{code}m", "")
+    assert coloured == plain
+
+
+def test_a_reason_cannot_upset_the_terminal() -> None:
+    """Given a last log line with escape codes, it is shown without its control characters."""
+    text = render.services([service("chat", "failed", why="\x1b]0;owned\x07 bad\nmodel\r")])
+
+    assert text.splitlines()[1].endswith("]0;owned  bad model")
+    assert "\x1b" not in text
+
+
+def test_a_stack_that_stops_says_so() -> None:
+    stopping = snapshot()
+    stopping["daemon"]["stopping"] = True
+
+    assert render.header(stopping) == (
+        "demo · daemon pid 123 · stopping · http://127.0.0.1:8000/v1"
+    )
+
+
+def test_no_services_is_a_heading() -> None:
+    assert render.services([]) == (
+        "SERVICE  STATE  MODEL  LAYERS  VRAM  PORT  RESTARTS  UPTIME  WHY"
+    )
+
+
+def test_upstreams() -> None:
+    text = render.upstreams(
+        [
+            {
+                "route": "chat-7b",
+                "desired": ["chat", "code"],
+                "published": ["code"],
+                "confirmed": [],
+            },
+            {"route": "code-7b", "desired": [], "published": ["code"], "confirmed": None},
+        ]
+    )
+
+    assert text == (
+        "ROUTE    DESIRED     PUBLISHED  ENVOY HAS\n"
+        "chat-7b  chat, code  code       -\n"
+        "code-7b  -           code       not known"
+    )
+
+
+@pytest.mark.parametrize(
+    ("info", "line"),
+    [
+        (
+            {"event": "state", "service": "chat", "before": "ready", "state": "backoff",
+             "why": "killed by SIGKILL"},
+            "chat  ready → backoff  killed by SIGKILL",
+        ),
+        ({"event": "state", "service": "chat", "state": "ready", "why": ""}, "chat  ready"),
+        (
+            {"event": "published", "route": "chat-7b", "upstreams": ["chat", "code"]},
+            "chat-7b  upstreams: chat, code",
+        ),
+        (
+            {"event": "confirmed", "route": "chat-7b", "upstreams": [], "elapsed_ms": 4.21},
+            "chat-7b  upstreams: -  (confirmed in 4.2 ms)",
+        ),
+        ({"event": "daemon", "why": "stopping"}, "daemon  stopping"),
+        ({"event": "hiccup", "service": "chat"}, "chat  hiccup"),
+    ],
+)  # fmt: skip
+def test_events(info: dict[str, object], line: str) -> None:
+    event: EventInfo = {"time": 1700000000.5129, "at_s": 1.0, **info}  # type: ignore[typeddict-item]
+
+    assert render.event(event, UTC) == f"22:13:20.512  {line}"
+
+
+def test_changes_are_told_once() -> None:
+    infos = [service("chat"), service("embedding", "backoff", why="killed by SIGKILL")]
+
+    lines = render.changes({"chat": "ready"}, infos, 0.12)
+    assert lines == ["embedding  backoff      0.1s  killed by SIGKILL"]
+    assert render.changes({"chat": "starting", "embedding": "backoff"}, infos, 12.34) == [
+        "chat       ready       12.3s"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0s"),
+        (59.9, "59s"),
+        (60, "1m00s"),
+        (3599, "59m59s"),
+        (3600, "1h00m"),
+        (86399, "23h59m"),
+        (86400, "1d00h"),
+        (1e6, "11d13h"),
+    ],
+)
+def test_ages(seconds: float, text: str) -> None:
+    assert render.age(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [(1, "service", "1 service"), (0, "service", "0 services"), (3, "process", "3 processes")],
+)
+def test_counts(number: int, noun: str, text: str) -> None:
+    assert render.count(number, noun) == text

@@ -1,0 +1,129 @@
+from pathlib import Path
+
+from llmsup.config.schema import Command, LlamaServer, Qdrant, Readiness
+from llmsup.services import command, llama_server, qdrant
+from llmsup.services.launch import Launch, Target, Via
+
+
+def llama(spec: LlamaServer) -> Launch:
+    return llama_server.launch(spec, name="chat", binary="/opt/llama-server", port=8001)
+
+
+def test_llama_server_of_a_plain_service() -> None:
+    launch = llama(LlamaServer(model="/models/qwen.gguf"))
+
+    assert " ".join(launch.argv) == (
+        "/opt/llama-server --host 127.0.0.1 --port 8001 --model /models/qwen.gguf --alias chat"
+        " --offline --gpu-layers all --fit off --ctx-size 4096 --parallel 1 --cache-type-k f16"
+        " --cache-type-v f16 --flash-attn auto --metrics"
+    )
+    assert launch.target == Target(Via.HTTP, port=8001, path="/health")
+    assert launch.ports == (8001,)
+    assert launch.env == {}
+    assert launch.cwd is None
+
+
+def test_llama_server_of_a_service_that_sets_everything() -> None:
+    launch = llama(
+        LlamaServer(
+            model="/models/moe.gguf",
+            gpu_layers=20,
+            ctx_size=8192,
+            parallel=4,
+            cache_type_k="q8_0",
+            cache_type_v="q4_0",
+            batch=1024,
+            ubatch=256,
+            flash_attn="on",
+            kv_unified=True,
+            n_cpu_moe=0,
+            args=("--no-warmup", "--ctx-size", "512"),
+            env={"CUDA_VISIBLE_DEVICES": "0"},
+        )
+    )
+
+    assert " ".join(launch.argv) == (
+        "/opt/llama-server --host 127.0.0.1 --port 8001 --model /models/moe.gguf --alias chat"
+        " --offline --gpu-layers 20 --fit off --ctx-size 8192 --parallel 4 --cache-type-k q8_0"
+        " --cache-type-v q4_0 --flash-attn on --metrics --batch-size 1024 --ubatch-size 256"
+        " --n-cpu-moe 0 --kv-unified --no-warmup --ctx-size 512"
+    )
+    assert launch.env == {"CUDA_VISIBLE_DEVICES": "0"}
+
+
+def test_llama_server_without_a_unified_cache() -> None:
+    launch = llama(LlamaServer(model="/m.gguf", kv_unified=False))
+
+    assert launch.argv[-1] == "--no-kv-unified"
+
+
+def test_llama_server_probed_as_the_profile_says() -> None:
+    by_path = llama(LlamaServer(model="/m.gguf", readiness=Readiness(http_get="/v1/models")))
+    by_port = llama(LlamaServer(model="/m.gguf", readiness=Readiness(tcp=True)))
+
+    assert by_path.target == Target(Via.HTTP, port=8001, path="/v1/models")
+    assert by_port.target == Target(Via.TCP, port=8001)
+
+
+def test_qdrant_is_told_by_its_environment() -> None:
+    launch = qdrant.launch(Qdrant(), binary="/opt/qdrant", storage=Path("/state/qdrant"))
+
+    assert launch == Launch(
+        argv=("/opt/qdrant",),
+        target=Target(Via.HTTP, port=6333, path="/readyz"),
+        env={
+            "QDRANT__SERVICE__HOST": "127.0.0.1",
+            "QDRANT__TELEMETRY_DISABLED": "true",
+            "QDRANT__STORAGE__SNAPSHOTS_PATH": "/state/qdrant-snapshots",
+            "QDRANT__SERVICE__HTTP_PORT": "6333",
+            "QDRANT__SERVICE__GRPC_PORT": "6334",
+            "QDRANT__STORAGE__STORAGE_PATH": "/state/qdrant",
+        },
+        cwd=Path("/state"),
+        ports=(6333, 6334),
+    )
+
+
+def test_qdrant_env_of_the_profile_wins_except_for_what_has_a_key_there() -> None:
+    spec = Qdrant(
+        port=7000,
+        env={"QDRANT__SERVICE__HOST": "0.0.0.0", "QDRANT__SERVICE__HTTP_PORT": "1"},
+        args=("--uri", "http://127.0.0.1:6335"),
+    )
+    launch = qdrant.launch(spec, binary="/opt/qdrant", storage=Path("/state/qdrant"))
+
+    assert launch.argv == ("/opt/qdrant", "--uri", "http://127.0.0.1:6335")
+    assert launch.env["QDRANT__SERVICE__HOST"] == "0.0.0.0"
+    assert launch.env["QDRANT__SERVICE__HTTP_PORT"] == "7000"
+
+
+def test_command_with_a_health_path() -> None:
+    spec = Command(
+        command=("rag", "serve"),
+        args=("--verbose",),
+        port=8002,
+        cwd="/srv/rag",
+        env={"A": "b"},
+        readiness=Readiness(http_get="/health"),
+    )
+
+    assert command.launch(spec) == Launch(
+        argv=("rag", "serve", "--verbose"),
+        target=Target(Via.HTTP, port=8002, path="/health"),
+        env={"A": "b"},
+        cwd=Path("/srv/rag"),
+        ports=(8002,),
+    )
+
+
+def test_command_with_only_a_port_is_connected_to() -> None:
+    launch = command.launch(Command(command=("rag",), port=8002))
+
+    assert launch.target == Target(Via.TCP, port=8002)
+
+
+def test_command_without_a_port_is_ready_once_it_stays_up() -> None:
+    launch = command.launch(Command(command=("worker",)))
+
+    assert launch.target == Target(Via.ALIVE)
+    assert launch.ports == ()
