@@ -8,11 +8,10 @@ what was lost on the way (a failed write, a missed notification, a file that som
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -84,36 +83,35 @@ class Gateway:
         self.confirmed: dict[str, tuple[str, ...] | None] = {}
         self.last_error = ""
 
-    # --- files ----------------------------------------------------------------------------------
-
     def prepare(self) -> None:
         """Write every file Envoy needs to start, with empty lists.
 
         Raises GatewayError where Envoy could not work with them.
         """
         self._ensure_possible()
-        layout, nothing = self._layout, {route.name: () for route in self._routes}
         try:
-            for directory in layout.directories:
+            for directory in self._layout.directories:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Lists before the clusters that read them: a cluster whose list is missing when Envoy
-            # reads the clusters is rejected, and stays so when the list appears.
-            for route in nothing:
-                self._replace(layout.upstreams(route), envoy_clusters.upstreams(route, ()))
-            self._replace(layout.clusters, envoy_clusters.clusters(layout, self._routes))
-            self._replace(layout.routes, route_table(self._routes, self._api_keys, ()))
-            self._replace(
-                layout.listeners,
-                envoy_listener.listeners(layout, self._listen, needs_key=bool(self._api_keys)),
-            )
-            self._replace(layout.bootstrap, envoy.bootstrap(layout))
+            for path, document in self._documents():
+                self._replace(path, document)
         except OSError as error:
             raise GatewayError(
-                f"cannot write the gateway's files in {layout.directory}: {error.strerror}",
+                f"cannot write the gateway's files in {self._layout.directory}: {error.strerror}",
                 hint="see that the disk is not full and the directory belongs to you",
             ) from None
-        self.desired, self.published = dict(nothing), dict(nothing)
-        self.confirmed = dict.fromkeys(nothing)
+        for route in self._routes:
+            self.desired[route.name] = self.published[route.name] = ()
+            self.confirmed[route.name] = None
+
+    def _documents(self) -> Iterator[tuple[Path, envoy.Document]]:
+        """Every file, lists before the clusters: one whose list is missing stays rejected."""
+        layout, routes, keys = self._layout, self._routes, self._api_keys
+        for route in routes:
+            yield layout.upstreams(route.name), envoy_clusters.upstreams(route.name, ())
+        yield layout.clusters, envoy_clusters.clusters(layout, routes)
+        yield layout.routes, route_table(routes, keys, ())
+        yield layout.listeners, envoy_listener.listeners(layout, self._listen, needs_key=bool(keys))
+        yield layout.bootstrap, envoy.bootstrap(layout)
 
     def _ensure_possible(self) -> None:
         for socket in self._layout.sockets:
@@ -131,7 +129,7 @@ class Gateway:
                 hint="raise the limit: sudo sysctl fs.inotify.max_user_instances=1024",
             )
 
-    def _replace(self, path: Path, document: Mapping[str, Any]) -> None:
+    def _replace(self, path: Path, document: envoy.Document) -> None:
         self._write(path, self._layout.temporary / path.name, msgspec.json.encode(document))
 
     # --- publishing -----------------------------------------------------------------------------
@@ -158,8 +156,7 @@ class Gateway:
     def _write_changes(self) -> tuple[str, ...]:
         """Bring the files up to date. Returns the routes whose lists were written."""
         self.last_error = ""
-        changes = routing.diff(self.desired, self.published)
-        written = tuple(name for name in changes if self._write_list(name))
+        written = tuple(filter(self._write_list, routing.diff(self.desired, self.published)))
         if self._not_ready != self._published_not_ready:
             table = route_table(self._routes, self._api_keys, self._not_ready)
             if self._try_replace(self._layout.routes, table):
@@ -172,7 +169,7 @@ class Gateway:
             self.published[route] = self.desired[route]
         return is_written
 
-    def _try_replace(self, path: Path, document: Mapping[str, Any]) -> bool:
+    def _try_replace(self, path: Path, document: envoy.Document) -> bool:
         try:
             self._replace(path, document)
         except OSError as error:
@@ -254,12 +251,9 @@ class Gateway:
             seen = (clusters or {}).get(envoy.cluster_name(route.name))
             self.confirmed[route.name] = None
             if seen is not None:
-                endpoints = (it.host.endpoint for it in seen)
                 self.confirmed[route.name] = tuple(
-                    services.get(each, f"{each.host}:{each.port}") for each in endpoints
+                    services.get(it.host.endpoint, f"port {it.host.endpoint.port}") for it in seen
                 )
-
-    # --- asking Envoy ---------------------------------------------------------------------------
 
     async def in_flight(self, service: str) -> int:
         """Requests that `service` is answering; 0 where Envoy is gone.

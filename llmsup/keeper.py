@@ -29,6 +29,7 @@ PROBE_GROWTH = 1.5
 STARTING_PERIOD_MAX_S = 0.25
 PROGRESS_PERIOD_S = 1.0
 SETTLE_MAX_S = 1.0
+EXPECTED_SILENCE_S = 0.5
 PORT_RELEASE_TIMEOUT_S = 1.0
 PORT_LOOK_PERIOD_S = 0.01
 
@@ -233,7 +234,8 @@ class Keeper:
                 self.post(lifecycle.BecameUnready(generation, why))
             condition = after
             if self.service.state is State.STARTING:
-                if result.reason and result.reason != self.service.why:
+                age_s = self._loop.time() - self.service.started_at
+                if result.reason != self.service.why and age_s > EXPECTED_SILENCE_S:
                     self.post(lifecycle.ProbeFailed(generation, result.reason))
                 if progress.was_made(self._loop.time()):
                     self.post(lifecycle.Progressed(generation))

@@ -56,7 +56,7 @@ class RouteInfo(TypedDict):
 
 
 class Status(TypedDict):
-    """`GET /status`: the whole stack. The gateway is one of the services."""
+    """`GET /status`: the whole stack. `gateway` is where it listens; it is one of the services."""
 
     daemon: DaemonInfo
     gpu: GpuInfo | None

@@ -129,6 +129,18 @@ def test_drained_upstream_can_come_back(stack: Stack) -> None:
     assert stack.ask().headers["x-llmsup-service"] == "chat"
 
 
+def test_requests_stay_counted_when_the_upstream_changes_its_priority(stack: Stack) -> None:
+    stack.publish({"chat": State.DRAINING, "code": State.READY})
+    with ThreadPoolExecutor(1) as pool:
+        old = pool.submit(stack.ask, headers=SLOW)
+        wait_until(lambda: stack.in_flight("code") == 1, "the request is in flight")
+
+        stack.publish({"code": State.DRAINING})
+
+        assert stack.in_flight("code") == 1
+        assert old.result().headers["x-llmsup-service"] == "code"
+
+
 def test_request_in_flight_survives_the_removal_of_its_upstream(stack: Stack) -> None:
     with ThreadPoolExecutor(1) as pool:
         old = ask_slowly(stack, pool)

@@ -10,6 +10,7 @@ from llmsup.config.listen import is_loopback, parse_listen
 from llmsup.core.routing import Endpoint, Route, Upstream
 from llmsup.errors import GatewayError
 from llmsup.gateway import Gateway
+from llmsup.host import inotify
 from llmsup.services import envoy_admin, envoy_errors
 from llmsup.services.envoy import ALIVE_PATH, Layout, bootstrap, cluster_name, launch
 from llmsup.services.envoy_clusters import clusters, upstreams
@@ -295,14 +296,36 @@ def test_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
     assert "LLMSUP_HOME" in caught.value.hint
 
 
-def test_more_routes_than_inotify_instances_are_refused(tmp_path: Path) -> None:
-    routes = tuple(Route(f"route-{number}", ("chat",)) for number in range(1_000_000))
-    gateway = Gateway(tmp_path, routes, ("127.0.0.1", 8000))
+def test_more_routes_than_inotify_instances_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given one instance too few, Envoy would abort at start without saying why."""
+    gateway = Gateway(tmp_path, ROUTES, ("127.0.0.1", 8000))
+    monkeypatch.setattr(inotify, "instances_left", lambda: len(ROUTES) + 2)
 
     with pytest.raises(GatewayError, match="inotify") as caught:
         gateway.prepare()
 
     assert "sysctl fs.inotify.max_user_instances" in caught.value.hint
+    monkeypatch.setattr(inotify, "instances_left", lambda: len(ROUTES) + 3)
+    gateway.prepare()
+
+
+def test_inotify_instances_of_this_user_are_counted(tmp_path: Path) -> None:
+    limit = tmp_path / "max_user_instances"
+    limit.write_text("128\n")
+    for process, links in {
+        "1": ["anon_inode:inotify", "/dev/null"],
+        "2": ["anon_inode:inotify"],
+    }.items():
+        descriptors = tmp_path / process / "fd"
+        descriptors.mkdir(parents=True)
+        for number, link in enumerate(links):
+            (descriptors / str(number)).symlink_to(link)
+    (tmp_path / "3").mkdir()
+
+    assert inotify.instances_left(tmp_path, limit) == 126
+    assert inotify.instances_left(tmp_path, tmp_path / "absent") is None
 
 
 def test_full_disk_is_one_line(tmp_path: Path) -> None:
