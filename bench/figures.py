@@ -7,7 +7,8 @@ from collections.abc import Sequence
 def spread(values_s: Sequence[float]) -> str:
     """Median, and the range around it, in milliseconds."""
     low, middle, high = min(values_s), statistics.median(values_s), max(values_s)
-    return f"{middle * 1000:8.1f} ms median  ({low * 1000:.1f} to {high * 1000:.1f}, n={len(values_s)})"
+    rest = f"({low * 1000:.1f} to {high * 1000:.1f}, n={len(values_s)})"
+    return f"{middle * 1000:8.1f} ms median  {rest}"
 
 
 def line(label: str, text: str) -> None:

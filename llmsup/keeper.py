@@ -19,7 +19,7 @@ from llmsup.core.lifecycle import Action, Event, Policy, Service, State
 from llmsup.errors import LaunchError
 from llmsup.host import logfile, ports
 from llmsup.host.probe import probe
-from llmsup.host.process import ExitStatus, Process, end_marked
+from llmsup.host.process import ExitStatus, Process, carries_mark, end_marked
 from llmsup.services.launch import Launch, Via
 
 log = logging.getLogger(__name__)
@@ -215,6 +215,7 @@ class Keeper:
 
     async def _attend_readiness(self, generation: int, launch: Launch, process: Process) -> None:
         readiness = self.unit.readiness
+        mark = _generation_mark(self.unit, generation)
         condition = Health()
         pause_s = FIRST_PROBE_S
         stall_timeout_s = self.unit.policy.stall_timeout_s
@@ -225,7 +226,7 @@ class Keeper:
         while True:
             result = await probe(launch.target, readiness.timeout_s)
             if result.outcome is Outcome.PASSED and not condition.is_ready:
-                result = _owned(launch, process) or result
+                result = _shared(launch, process, mark) or result
             after = health.observe(condition, result, readiness)
             if after.is_ready and not condition.is_ready:
                 self.post(lifecycle.BecameReady(generation))
@@ -275,10 +276,15 @@ def _held_port(launch: Launch) -> str | None:
     return None
 
 
-def _owned(launch: Launch, process: Process) -> ProbeResult | None:
-    """A failure where somebody else listens on the port, too: SO_REUSEPORT would let them."""
+def _shared(launch: Launch, process: Process, mark: str) -> ProbeResult | None:
+    """A failure where a stranger listens on the port, too: SO_REUSEPORT would let them.
+
+    Only processes of our own user can share a port so, and those can be seen; a listener that
+    cannot (the proxy of a container, say) is what the service itself has set up.
+    """
     for port in launch.ports:
-        if not ports.is_owned_by_group(port, process.pid):
-            strangers = ", ".join(ports.describe(owner) for owner in ports.owners(port))
-            return ProbeResult(Outcome.FAILED, f"port {port} is also held by {strangers}")
+        for owner in ports.strangers(port, process.pid):
+            if owner.pid is not None and not carries_mark(owner.pid, mark):
+                reason = f"port {port} is also held by {ports.describe(owner)}"
+                return ProbeResult(Outcome.FAILED, reason)
     return None

@@ -13,7 +13,7 @@ from llmsup.config.paths import Paths
 from llmsup.control.wire import Answer, ServiceInfo, Status, UpstreamsInfo
 from llmsup.core.lifecycle import ALIVE, Service, State, Want
 from llmsup.core.routes import effective_routes
-from llmsup.core.routing import Endpoint, Member
+from llmsup.core.routing import Endpoint, Member, UpstreamList
 from llmsup.errors import UsageError
 from llmsup.gateway import Gateway
 from llmsup.host import logfile
@@ -75,6 +75,7 @@ class Stack:
                 "version": __version__,
                 "uptime_s": time.monotonic() - self._started_at,
                 "profile": self._loaded.name,
+                "profile_path": str(self._loaded.path),
                 "mode": self._loaded.profile.mode,
                 "stopping": self._ending is not None,
             },
@@ -86,11 +87,7 @@ class Stack:
                     "route": route.name,
                     "aliases": list(route.aliases),
                     "services": list(route.services),
-                    "published": [
-                        upstream.service
-                        for upstream in self.gateway.published.get(route.name, ())
-                        if not upstream.is_draining
-                    ],
+                    "published": self._published(route.name),
                 }
                 for route in self._routes
             ],
@@ -104,8 +101,8 @@ class Stack:
             rows.append(
                 {
                     "route": route.name,
-                    "desired": [u.service for u in self.gateway.desired.get(route.name, ())],
-                    "published": [u.service for u in self.gateway.published.get(route.name, ())],
+                    "desired": _routable(self.gateway.desired[route.name]),
+                    "published": self._published(route.name),
                     "confirmed": None if confirmed is None else list(confirmed),
                 }
             )
@@ -245,15 +242,19 @@ class Stack:
             if service.want is Want.UP and service.state is not State.READY and name != GATEWAY
         )
         for route in self.gateway.publish(members, not_ready):
-            upstreams = [upstream.service for upstream in self.gateway.published[route]]
+            upstreams = self._published(route)
             log.info("route=%s upstreams=%s", route, ",".join(upstreams) or "-")
             self._journal.write("published", route=route, upstreams=upstreams)
 
     def _note_confirmed(self, route: str, elapsed_s: float) -> None:
-        upstreams = [upstream.service for upstream in self.gateway.published[route]]
+        elapsed_ms = round(elapsed_s * 1000, 3)
         self._journal.write(
-            "confirmed", route=route, upstreams=upstreams, elapsed_ms=round(elapsed_s * 1000, 3)
+            "confirmed", route=route, upstreams=self._published(route), elapsed_ms=elapsed_ms
         )
+
+    def _published(self, route: str) -> list[str]:
+        """The services that get new requests of the route."""
+        return _routable(self.gateway.published[route])
 
     async def _drain_requests(self, name: str) -> None:
         if name == GATEWAY:
@@ -294,6 +295,10 @@ async def _logged(work: Coroutine[object, object, None]) -> None:
         await work
     except Exception:
         log.exception("a background task of the daemon broke")
+
+
+def _routable(upstreams: UpstreamList) -> list[str]:
+    return [upstream.service for upstream in upstreams if not upstream.is_draining]
 
 
 def _listed(names: Iterable[str]) -> str:

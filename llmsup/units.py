@@ -8,6 +8,7 @@ from llmsup.config.paths import Paths
 from llmsup.config.schema import Command, LlamaServer, Profile, Qdrant, Service
 from llmsup.core.lifecycle import Policy
 from llmsup.core.routing import Endpoint
+from llmsup.errors import LaunchError
 from llmsup.host import binaries, ports
 from llmsup.host.leftovers import home_mark
 from llmsup.keeper import Unit
@@ -75,7 +76,7 @@ def _unit(
                 return llama_server.launch(service, name=name, binary=binary, port=port or 0)
             case Qdrant():
                 binary = binaries.qdrant(service.binary, environ)
-                storage = paths.state / service.storage
+                storage = _created(paths.state / service.storage)
                 return qdrant.launch(service, binary=binary, storage=storage)
             case Command():
                 return command.launch(service)
@@ -93,6 +94,14 @@ def _unit(
         model=Path(service.model).name if isinstance(service, LlamaServer) else None,
         gpu_layers=service.gpu_layers if isinstance(service, LlamaServer) else None,
     )
+
+
+def _created(directory: Path) -> Path:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(f"cannot create {directory}: {error.strerror}") from None
+    return directory
 
 
 def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit:

@@ -44,6 +44,7 @@ def snapshot(*services: ServiceInfo) -> Status:
             "version": "0.1.0",
             "uptime_s": 180.0,
             "profile": "demo",
+            "profile_path": "/home/me/demo.toml",
             "mode": "dual",
             "stopping": False,
         },

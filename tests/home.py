@@ -1,4 +1,4 @@
-"""A private llmsup home for a test: profile, daemon and command line, and no process left behind."""
+"""A private llmsup home for a test: profile, daemon, command line; no process stays behind."""
 
 import json
 import os

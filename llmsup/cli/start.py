@@ -114,9 +114,10 @@ def _require_same(
         )
     if source is None:
         return
-    asked = load(source, environ=os.environ, config_dir=home.config).name
-    if asked != up:
-        raise LlmsupError(f"{up} is up, not {asked}", hint="llmsup stop first")
+    asked = load(source, environ=os.environ, config_dir=home.config)
+    if str(asked.path) != status["daemon"]["profile_path"]:
+        other = asked.name if asked.name != up else str(asked.path)
+        raise LlmsupError(f"{up} is up, not {other}", hint="llmsup stop first")
 
 
 def _complete(home: Paths, *, wait: bool, timeout_s: float | None) -> None:

@@ -34,8 +34,11 @@ class Paths:
 
     @property
     def lock(self) -> Path:
-        """Held with flock by the one daemon of this home."""
-        return self.runtime / "daemon.lock"
+        """Held with flock by the one daemon of this home.
+
+        Not in the runtime directory, which depends on the session that asks.
+        """
+        return self.state / "daemon.lock"
 
     @property
     def gateway(self) -> Path:
@@ -93,9 +96,16 @@ def paths(environ: Mapping[str, str] = os.environ) -> Paths:
         root = Path(home).expanduser().absolute()
         return Paths(root / "config", root / "state", root / "run", root / "logs")
     xdg = platformdirs.PlatformDirs("llmsup", appauthor=False)
-    return Paths(
-        xdg.user_config_path,
-        xdg.user_state_path,
-        xdg.user_runtime_path,
-        xdg.user_state_path / "logs",
-    )
+    state = xdg.user_state_path
+    return Paths(xdg.user_config_path, state, _runtime(environ, state), state / "logs")
+
+
+def _runtime(environ: Mapping[str, str], state: Path) -> Path:
+    """Where sockets go: the session's runtime directory, or the user's, or below `state`.
+
+    Never in /tmp, where a name can be taken by somebody else first.
+    """
+    for directory in (environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.getuid()}"):
+        if directory and os.access(directory, os.W_OK | os.X_OK):
+            return Path(directory) / "llmsup"
+    return state / "run"

@@ -35,20 +35,24 @@ def findings(profile: Profile, declared: Set[str]) -> Iterator[Finding]:
 
 
 def _mode(profile: Profile) -> Iterator[Finding]:
-    if profile.active is None:
-        return
-    key = ("active",)
     if profile.mode == "dual":
-        yield key, 'only with mode = "single"; in mode "dual" all models are up'
+        if profile.active is not None:
+            yield ("active",), 'only with mode = "single"; in mode "dual" all models are up'
         return
     candidates = [
         name
         for name, service in profile.service.items()
         if isinstance(service, LlamaServer) and not service.pinned
     ]
-    if profile.active not in candidates:
+    if profile.active is not None and profile.active not in candidates:
         valid = f"expected {choices(candidates)}" if candidates else "this profile has none"
-        yield key, f"{quoted(profile.active)} is no unpinned llama-server; {valid}"
+        yield ("active",), f"{quoted(profile.active)} is no unpinned llama-server; {valid}"
+        return
+    for name, service in profile.service.items():
+        for position, needed in enumerate(service.depends_on):
+            if needed in candidates:
+                message = f"{quoted(needed)} may be down in single mode; pin it, or do without"
+                yield ("service", name, "depends_on", position), message
 
 
 def _gateway(gateway: Gateway) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ class DaemonInfo(TypedDict):
     version: str
     uptime_s: float
     profile: str
+    profile_path: str
     mode: str
     stopping: bool
 

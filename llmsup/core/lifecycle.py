@@ -68,7 +68,7 @@ class Service:
 
     `why` is the sentence a person reads in `status`; empty while there is nothing to explain.
     `timer_at` and `started_at` are monotonic seconds. `missing` names the dependencies that are
-    not ready.
+    not ready. `restarts` counts those that nobody asked for.
     """
 
     name: str
@@ -274,7 +274,7 @@ def _spawn_or_wait(service: Service, now: float) -> Step:
         pid=None,
         started_at=now,
         timer_at=now + min(service.policy.stall_timeout_s, service.policy.start_timeout_s),
-        restarts=service.restarts + (1 if service.generation else 0),
+        restarts=service.restarts + (1 if service.deaths else 0),
     )
     return started, (Spawn(generation),)
 

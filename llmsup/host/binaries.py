@@ -33,8 +33,7 @@ def qdrant(setting: str | None, environ: Mapping[str, str]) -> str:
         environ,
         variable="LLMSUP_QDRANT",
         found_by=(_on_path("qdrant"),),
-        hint="unpack a release of https://github.com/qdrant/qdrant/releases into a directory of "
-        "PATH, or set `binary` or LLMSUP_QDRANT",
+        hint="put the binary of a Qdrant release on PATH, or set `binary` or LLMSUP_QDRANT",
     )
 
 

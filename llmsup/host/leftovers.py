@@ -8,7 +8,7 @@ GRACE_S = 5.0
 
 def home_mark(paths: Paths) -> str:
     """What the mark of every process of this home starts with."""
-    return f"{paths.runtime}:"
+    return f"{paths.state}:"
 
 
 def end(paths: Paths) -> int:

@@ -2,9 +2,13 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from llmsup.errors import LlmsupError
+
+LOOK_PATIENCE_S = 0.3
+"""`llmsup status` holds the lock shared for an instant, to see whether a daemon has it."""
 
 
 class Lock:
@@ -16,16 +20,31 @@ class Lock:
     @classmethod
     def acquire(cls, path: Path) -> "Lock":
         """Take the lock. Raises LlmsupError with the holder's pid where it is taken."""
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(file, 32, 0).decode(errors="replace").strip()
-            os.close(file)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
             raise LlmsupError(
-                f"another daemon (pid {holder or 'unknown'}) holds {path}",
-                hint="llmsup status shows it, llmsup stop ends it",
+                f"cannot open the lock {path}: {error.strerror}",
+                hint="it must be a plain file of yours; remove what is there",
             ) from None
+        deadline = time.monotonic() + LOOK_PATIENCE_S
+        while not _is_taken(file):
+            if time.monotonic() >= deadline:
+                holder = os.pread(file, 32, 0).decode(errors="replace").strip()
+                os.close(file)
+                raise LlmsupError(
+                    f"another daemon (pid {holder or 'unknown'}) holds {path}",
+                    hint="llmsup status shows it, llmsup stop ends it",
+                )
+            time.sleep(0.01)
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
         return cls(file)
+
+
+def _is_taken(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

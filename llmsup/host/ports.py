@@ -5,7 +5,7 @@ import os
 import pwd
 import secrets
 import socket
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,21 +51,16 @@ def describe(owner: PortOwner) -> str:
     return f"a process of uid {owner.uid}"
 
 
-def is_owned_by_group(port: int, pid: int) -> bool:
-    """Whether nobody listens on `port` but the process group or session that `pid` leads.
+def strangers(port: int, pid: int) -> list[PortOwner]:
+    """Who listens on `port` without being of the process group or session that `pid` leads.
 
     With SO_REUSEPORT a stranger can listen there too and get a share of the connections.
     """
-    sockets = _listening(port)
-    if not sockets:
-        return True
-    ours = {
-        inode
-        for _, inode in _holders(
-            sockets.keys(), lambda candidate: pid in procfs.group_and_session(candidate)
-        )
-    }
-    return ours == sockets.keys()
+    return [
+        owner
+        for owner in owners(port)
+        if owner.pid is None or pid not in procfs.group_and_session(owner.pid)
+    ]
 
 
 def is_free(port: int) -> bool:
@@ -109,15 +104,12 @@ def _listening(port: int) -> dict[int, int]:
     return found
 
 
-def _holders(
-    inodes: Container[int], is_of_interest: Callable[[int], bool] = lambda _: True
-) -> Iterator[tuple[int, int]]:
+def _holders(inodes: Container[int]) -> Iterator[tuple[int, int]]:
     """Each (pid, inode) where the process has the socket open. Other users' are not seen."""
     for pid in procfs.pids():
-        if is_of_interest(pid):
-            for inode in _sockets(pid):
-                if inode in inodes:
-                    yield pid, inode
+        for inode in _sockets(pid):
+            if inode in inodes:
+                yield pid, inode
 
 
 def _sockets(pid: int) -> set[int]:

@@ -151,11 +151,7 @@ class Process:
 
 def marked(prefix: str) -> list[int]:
     """This user's processes, save ourselves, whose mark starts with `prefix`."""
-    return [
-        pid
-        for pid in procfs.pids()
-        if pid != os.getpid() and _carries_mark(pid, os.fsencode(prefix))
-    ]
+    return [pid for pid in procfs.pids() if pid != os.getpid() and carries_mark(pid, prefix)]
 
 
 def end_marked(prefix: str, grace_s: float) -> int:
@@ -178,9 +174,10 @@ def end_marked(prefix: str, grace_s: float) -> int:
     return len(found)
 
 
-def _carries_mark(pid: int, prefix: bytes) -> bool:
+def carries_mark(pid: int, prefix: str) -> bool:
+    """Whether the mark in the process's environment starts with `prefix`."""
     mark = procfs.environ(pid).get(MARK.encode())
-    return mark is not None and mark.startswith(prefix)
+    return mark is not None and mark.startswith(os.fsencode(prefix))
 
 
 @contextmanager
@@ -192,7 +189,7 @@ def _held(pids: Iterable[int], prefix: str) -> Iterator[dict[int, int]]:
             with suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(pid)
                 stack.callback(os.close, pidfd)
-                if _carries_mark(pid, os.fsencode(prefix)):
+                if carries_mark(pid, prefix):
                     held[pid] = pidfd
         yield held
 

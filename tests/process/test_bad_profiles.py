@@ -100,6 +100,6 @@ def test_a_taken_port_names_its_holder(home: Home) -> None:
         home.write(service("a", f"port = {port}"))
         result = home.cli("start", str(home.profile))
     assert result.returncode == 2
-    assert f"{port} is held by pid {os.getpid()}" in result.stderr
+    assert f"{port} is taken by pid {os.getpid()}" in result.stderr
     assert "service.a.port" in result.stderr
     assert home.daemon_pid() is None

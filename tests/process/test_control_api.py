@@ -109,7 +109,7 @@ def test_a_stale_socket_is_replaced_and_ours_removed_at_the_end(home: Home) -> N
     with serving(home.paths, FakeStack(service("chat"))):
         assert Client(home.paths).status()["services"]
 
-    assert [path.name for path in home.paths.runtime.iterdir()] == ["daemon.lock"]
+    assert [path.name for path in home.paths.runtime.iterdir()] == []
 
 
 @pytest.mark.parametrize(

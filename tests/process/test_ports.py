@@ -94,7 +94,7 @@ def test_owner_that_cannot_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
         assert owner.pid is None
         assert ports.describe(owner) == "a process that cannot be seen from here"
-        assert not ports.is_owned_by_group(port, os.getpgrp())
+        assert ports.strangers(port, os.getpgrp()) == [owner]
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_command_lines_are_cut_to_a_line() -> None:
 def test_group_owns_a_port_alone() -> None:
     port = ports.free_port(())
     with holding(port) as pid:
-        assert ports.is_owned_by_group(port, pid)
-        assert not ports.is_owned_by_group(port, os.getpid())
+        assert ports.strangers(port, pid) == []
+        assert [owner.pid for owner in ports.strangers(port, os.getpid())] == [pid]
 
 
 def test_group_owns_the_port_of_a_grandchild() -> None:
@@ -134,18 +134,18 @@ def test_group_owns_the_port_of_a_grandchild() -> None:
         (owner,) = ports.owners(port)
 
         assert owner.pid != pid
-        assert ports.is_owned_by_group(port, pid)
+        assert ports.strangers(port, pid) == []
 
 
 def test_stranger_that_shares_the_port_is_found() -> None:
     """Given SO_REUSEPORT on both sides, bind succeeds, and only this look tells."""
     with listening(reuse_port=True) as port, holding(port) as pid:
         assert len(ports.owners(port)) == 2
-        assert not ports.is_owned_by_group(port, pid)
+        assert [owner.pid for owner in ports.strangers(port, pid)] == [os.getpid()]
 
 
 def test_nobody_is_no_stranger() -> None:
-    assert ports.is_owned_by_group(ports.free_port(()), os.getpid())
+    assert ports.strangers(ports.free_port(()), os.getpid()) == []
 
 
 def test_free_port_is_free_and_not_avoided() -> None:

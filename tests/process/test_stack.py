@@ -16,13 +16,12 @@ from tests.home import LLMSUP, Home, free_ports, is_alive, stub, wait_until
 def dual(home: Home, **keys: object) -> tuple[int, int]:
     """A profile of two stub model servers, chat and code, that stand in for each other."""
     chat, code = free_ports(2)
+    readiness = {"http_get": "/health", "period": "200ms"}
+    keys = {"readiness": readiness, "grace_period": "2s", **keys}
     text = ""
     for name, port in (("chat", chat), ("code", code)):
         command = stub("upstream.py", "--port", port, "--name", name)
-        text += home.command(
-            name, command, port=port,
-            **{"readiness": {"http_get": "/health", "period": "200ms"}, "grace_period": "2s"} | keys,
-        )  # fmt: skip
+        text += home.command(name, command, port=port, **keys)
     text += '[route."chat-7b"]\nservices = ["chat", "code"]\naliases = ["gpt-4o-mini"]\n'
     text += '[route."code-7b"]\nservices = ["code", "chat"]\n'
     home.write(text)
@@ -196,7 +195,7 @@ def test_a_signal_stops_the_whole_stack(home: Home, number: int) -> None:
 
 
 def test_a_restart_of_all_never_takes_a_route_away(home: Home) -> None:
-    """Given two services that stand in for each other, restarting both in turn serves throughout."""
+    """Given two services that stand in for each other, both restarted in turn serve throughout."""
     dual(home)
     home.start()
     before = {s["service"]: s["generation"] for s in home.status()["services"]}
@@ -215,7 +214,7 @@ def test_a_restart_of_all_never_takes_a_route_away(home: Home) -> None:
 
 
 def test_dependents_wait_for_ready_and_stop_first(home: Home) -> None:
-    """Given rag → embedding → qdrant, each starts when the one below is ready and stops before it."""
+    """Given rag → embedding → qdrant, each starts once the one below is ready, stops before it."""
     ports = dict(zip(("qdrant", "embedding", "rag"), free_ports(3), strict=True))
     above = {"qdrant": [], "embedding": ["qdrant"], "rag": ["qdrant", "embedding"]}
     text = ""
