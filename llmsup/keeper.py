@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmsup.config.schema import Readiness
-from llmsup.core import health, lifecycle
+from llmsup.core import events, health, lifecycle
+from llmsup.core.events import Action, Event
 from llmsup.core.health import Health, Outcome, ProbeResult
-from llmsup.core.lifecycle import Action, Event, Policy, Service, State
+from llmsup.core.service import Policy, Service, State
 from llmsup.errors import LaunchError
 from llmsup.host import logfile, ports
 from llmsup.host.probe import probe
@@ -108,21 +109,21 @@ class Keeper:
             self._timer.cancel()
             self._timer = None
         if at is not None:
-            self._timer = self._loop.call_at(at, self.post, lifecycle.TimerElapsed(at))
+            self._timer = self._loop.call_at(at, self.post, events.TimerElapsed(at))
 
     def _perform(self, action: Action) -> None:
         match action:
-            case lifecycle.Spawn(generation):
+            case events.Spawn(generation):
                 self._spawn(generation)
-            case lifecycle.Drain(generation):
+            case events.Drain(generation):
                 self._attend(self._drain(generation))
-            case lifecycle.Terminate(generation):
+            case events.Terminate(generation):
                 self._dismiss()
                 if self._process is not None:
                     self._process.terminate()
                 else:
-                    self.post(lifecycle.SpawnFailed(generation, "stopped before it was spawned"))
-            case lifecycle.Kill():
+                    self.post(events.SpawnFailed(generation, "stopped before it was spawned"))
+            case events.Kill():
                 if self._process is not None:
                     self._process.kill()
 
@@ -149,7 +150,7 @@ class Keeper:
             self._note_exit(generation, status, offset)
 
         process.watch(on_exit)
-        self.post(lifecycle.Spawned(generation, process.pid))
+        self.post(events.Spawned(generation, process.pid))
         self._attend(self._attend_readiness(generation, launch, process))
 
     async def _spawn_when_free(self, generation: int, launch: Launch) -> None:
@@ -167,7 +168,7 @@ class Keeper:
 
     def _fail_spawn(self, generation: int, error: LaunchError) -> None:
         reason = f"{error.message} ({error.hint})" if error.hint else error.message
-        self.post(lifecycle.SpawnFailed(generation, reason, error.permanent))
+        self.post(events.SpawnFailed(generation, reason, error.permanent))
 
     def _note_exit(self, generation: int, status: ExitStatus, log_offset: int) -> None:
         self._dismiss()
@@ -176,7 +177,7 @@ class Keeper:
         if status.code:
             words = logfile.last_words(self.unit.log, log_offset)
             reason = f"{reason}: {words}" if words else reason
-        self.post(lifecycle.Exited(generation, reason, clean=status.clean))
+        self.post(events.Exited(generation, reason, clean=status.clean))
         self._sweep(generation)
 
     def _sweep(self, generation: int) -> None:
@@ -211,7 +212,7 @@ class Keeper:
 
     async def _drain(self, generation: int) -> None:
         await self._drain_requests(self.unit.name)
-        self.post(lifecycle.Drained(generation))
+        self.post(events.Drained(generation))
 
     async def _attend_readiness(self, generation: int, launch: Launch, process: Process) -> None:
         readiness = self.unit.readiness
@@ -229,17 +230,17 @@ class Keeper:
                 result = _shared(launch, process, mark) or result
             after = health.observe(condition, result, readiness)
             if after.is_ready and not condition.is_ready:
-                self.post(lifecycle.BecameReady(generation))
+                self.post(events.BecameReady(generation))
             elif condition.is_ready and not after.is_ready:
                 why = f"{after.failures} probes failed: {result.reason}"
-                self.post(lifecycle.BecameUnready(generation, why))
+                self.post(events.BecameUnready(generation, why))
             condition = after
             if self.service.state is State.STARTING:
                 age_s = self._loop.time() - self.service.started_at
                 if result.reason != self.service.why and age_s > EXPECTED_SILENCE_S:
-                    self.post(lifecycle.ProbeFailed(generation, result.reason))
+                    self.post(events.ProbeFailed(generation, result.reason))
                 if progress.was_made(self._loop.time()):
-                    self.post(lifecycle.Progressed(generation))
+                    self.post(events.Progressed(generation))
                 pause_s = min(pause_s * PROBE_GROWTH, STARTING_PERIOD_MAX_S, readiness.period_s)
             else:
                 pause_s = readiness.period_s

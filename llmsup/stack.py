@@ -11,9 +11,9 @@ from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
 from llmsup.config.paths import Paths
 from llmsup.control.wire import Answer, ServiceInfo, Status, UpstreamsInfo
-from llmsup.core.lifecycle import ALIVE, Service, State, Want
 from llmsup.core.routes import effective_routes
 from llmsup.core.routing import Endpoint, Member, UpstreamList
+from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.errors import UsageError
 from llmsup.gateway import Gateway
 from llmsup.host import logfile

@@ -4,15 +4,8 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from graphlib import TopologicalSorter
 
-from llmsup.core.lifecycle import (
-    DependenciesChanged,
-    RestartAsked,
-    Service,
-    StartAsked,
-    State,
-    StopAsked,
-    Want,
-)
+from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, StopAsked
+from llmsup.core.service import Service, State, Want
 from llmsup.keeper import Change, DrainRequests, Keeper, Unit
 
 QUIET = frozenset({State.STOPPED, State.BACKOFF, State.FAILED})

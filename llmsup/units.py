@@ -6,8 +6,8 @@ from pathlib import Path
 from llmsup.config.listen import parse_listen
 from llmsup.config.paths import Paths
 from llmsup.config.schema import Command, LlamaServer, Profile, Qdrant, Service
-from llmsup.core.lifecycle import Policy
 from llmsup.core.routing import Endpoint
+from llmsup.core.service import Policy
 from llmsup.errors import LaunchError
 from llmsup.host import binaries, ports
 from llmsup.host.leftovers import home_mark

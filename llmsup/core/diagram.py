@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from llmsup.config.schema import Restart
-from llmsup.core.lifecycle import (
+from llmsup.core.events import (
     EVENTS,
     BecameReady,
     BecameUnready,
@@ -17,19 +17,17 @@ from llmsup.core.lifecycle import (
     Drained,
     Event,
     Exited,
-    Policy,
     ProbeFailed,
     Progressed,
     RestartAsked,
-    Service,
     Spawned,
     SpawnFailed,
     StartAsked,
-    State,
     StopAsked,
     TimerElapsed,
-    step,
 )
+from llmsup.core.lifecycle import step
+from llmsup.core.service import Policy, Service, State
 
 Edge = tuple[Service, Event, Service]
 POLICIES = tuple(

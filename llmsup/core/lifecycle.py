@@ -18,237 +18,34 @@ The picture in docs/states.md is printed from RULES.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 from typing import Any
 
-from llmsup.config.schema import Restart
 from llmsup.config.units import duration
 from llmsup.core import backoff
-
-
-class Want(Enum):
-    """What the operator asked for."""
-
-    UP = "up"
-    DOWN = "down"
-
-
-class State(Enum):
-    """What was observed."""
-
-    STOPPED = "stopped"  # no process; with Want.UP it waits for its dependencies
-    STARTING = "starting"  # a process that has not been ready yet
-    READY = "ready"  # may receive traffic
-    UNREADY = "unready"  # was ready; its probes fail
-    DRAINING = "draining"  # off the upstream lists; requests in flight finish
-    STOPPING = "stopping"  # SIGTERM was sent; SIGKILL follows after the grace period
-    BACKOFF = "backoff"  # died; waits before the next spawn
-    FAILED = "failed"  # gave up; a slow retry or a person brings it back
-
-
-ALIVE = frozenset({State.STARTING, State.READY, State.UNREADY, State.DRAINING, State.STOPPING})
-"""The states in which a process exists."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The times and limits of one service, in seconds, taken from its profile."""
-
-    restart: Restart = field(default_factory=Restart)
-    stall_timeout_s: float = 60.0
-    start_timeout_s: float = 1800.0
-    drain_timeout_s: float = 30.0
-    grace_period_s: float = 10.0
-
-
-@dataclass(frozen=True)
-class Service:
-    """One service as it is now. Only `step` makes a changed one.
-
-    `why` is the sentence a person reads in `status`; empty while there is nothing to explain.
-    `timer_at` and `started_at` are monotonic seconds. `missing` names the dependencies that are
-    not ready. `restarts` counts those that nobody asked for.
-    """
-
-    name: str
-    policy: Policy = field(default_factory=Policy)
-    want: Want = Want.DOWN
-    state: State = State.STOPPED
-    generation: int = 0
-    pid: int | None = None
-    started_at: float = 0.0
-    timer_at: float | None = None
-    deaths: backoff.Deaths = ()
-    restarts: int = 0
-    missing: tuple[str, ...] = ()
-    why: str = ""
-
-
-# --- events: past tense; those about a process carry its generation -----------------------------
-
-
-@dataclass(frozen=True)
-class StartAsked:
-    """The operator wants the service up; a running one is left alone."""
-
-
-@dataclass(frozen=True)
-class StopAsked:
-    """The operator wants the service down; `drain` lets requests in flight finish first."""
-
-    drain: bool = True
-
-
-@dataclass(frozen=True)
-class RestartAsked:
-    """The operator wants a new process; past deaths are forgiven."""
-
-    drain: bool = True
-
-
-@dataclass(frozen=True)
-class DependenciesChanged:
-    """The dependencies that are not ready are now `missing`."""
-
-    missing: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Spawned:
-    """The process of this generation exists."""
-
-    generation: int
-    pid: int
-
-
-@dataclass(frozen=True)
-class SpawnFailed:
-    """There is no process; `permanent` says that trying again unchanged is useless."""
-
-    generation: int
-    reason: str
-    permanent: bool = False
-
-
-@dataclass(frozen=True)
-class Exited:
-    """The process is gone; `clean` is exit status 0, `permanent` as in SpawnFailed."""
-
-    generation: int
-    reason: str
-    clean: bool = False
-    permanent: bool = False
-
-
-@dataclass(frozen=True)
-class ProbeFailed:
-    """A process that has not been ready yet was probed in vain; posted when the reason changes."""
-
-    generation: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class BecameReady:
-    """The readiness threshold was reached."""
-
-    generation: int
-
-
-@dataclass(frozen=True)
-class BecameUnready:
-    """The failure threshold was reached."""
-
-    generation: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Progressed:
-    """A starting process was seen to do something: it logged, read or grew."""
-
-    generation: int
-
-
-@dataclass(frozen=True)
-class Drained:
-    """No request is in flight any more."""
-
-    generation: int
-
-
-@dataclass(frozen=True)
-class TimerElapsed:
-    """The timer that was set for `at` went off."""
-
-    at: float
-
-
-Event = (
-    StartAsked
-    | StopAsked
-    | RestartAsked
-    | DependenciesChanged
-    | Spawned
-    | SpawnFailed
-    | Exited
-    | ProbeFailed
-    | BecameReady
-    | BecameUnready
-    | Progressed
-    | Drained
-    | TimerElapsed
-)
-EVENTS: tuple[type[Event], ...] = (
-    StartAsked,
-    StopAsked,
-    RestartAsked,
-    DependenciesChanged,
-    Spawned,
-    SpawnFailed,
-    Exited,
-    ProbeFailed,
+from llmsup.core.events import (
+    Action,
     BecameReady,
     BecameUnready,
-    Progressed,
+    DependenciesChanged,
+    Drain,
     Drained,
+    Event,
+    Exited,
+    Kill,
+    ProbeFailed,
+    Progressed,
+    RestartAsked,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+    StartAsked,
+    StopAsked,
+    Terminate,
     TimerElapsed,
 )
+from llmsup.core.service import Service, State, Want
 
-
-# --- actions: imperative, performed by the supervisor -------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spawn:
-    """Start a process; answer with Spawned or SpawnFailed."""
-
-    generation: int
-
-
-@dataclass(frozen=True)
-class Drain:
-    """Watch the requests in flight; answer with Drained."""
-
-    generation: int
-
-
-@dataclass(frozen=True)
-class Terminate:
-    """SIGTERM (and SIGCONT) to the process group."""
-
-    generation: int
-
-
-@dataclass(frozen=True)
-class Kill:
-    """SIGKILL to the process group."""
-
-    generation: int
-
-
-Action = Spawn | Drain | Terminate | Kill
 Step = tuple[Service, tuple[Action, ...]]
 Rule = Callable[[Service, Any, float], Step]
 """What follows; each rule takes the events of its rows."""

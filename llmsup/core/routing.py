@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmsup.core.lifecycle import State
+from llmsup.core.service import State
 
 
 @dataclass(frozen=True)

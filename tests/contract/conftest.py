@@ -17,8 +17,8 @@ import envoy
 import httpx
 import pytest
 
-from llmsup.core.lifecycle import State
 from llmsup.core.routing import Endpoint, Member, Route
+from llmsup.core.service import State
 from llmsup.gateway import Gateway
 from llmsup.host.fetch import fetch
 from llmsup.services.envoy import ALIVE_PATH, Layout, launch

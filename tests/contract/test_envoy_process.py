@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from llmsup.core.lifecycle import State
 from llmsup.core.routing import Route
+from llmsup.core.service import State
 from llmsup.services.envoy import ALIVE_PATH
 from tests.contract.conftest import READY, Stack, wait_until
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llmsup.core.lifecycle import State
+from llmsup.core.service import State
 from tests.contract.conftest import READY, Stack, wait_until
 
 

@@ -9,8 +9,8 @@ from functools import partial
 import httpx
 import pytest
 
-from llmsup.core.lifecycle import State
 from llmsup.core.routing import Endpoint, Upstream
+from llmsup.core.service import State
 from llmsup.services.envoy_clusters import upstreams
 from tests.contract.conftest import READY, ROUTES, Stack, wait_until
 

@@ -8,10 +8,8 @@ from hypothesis import strategies as st
 
 from llmsup.config.schema import Restart
 from llmsup.core import diagram
-from llmsup.core.lifecycle import (
-    ALIVE,
+from llmsup.core.events import (
     EVENTS,
-    RULES,
     BecameReady,
     BecameUnready,
     DependenciesChanged,
@@ -20,21 +18,18 @@ from llmsup.core.lifecycle import (
     Event,
     Exited,
     Kill,
-    Policy,
     Progressed,
     RestartAsked,
-    Service,
     Spawn,
     Spawned,
     SpawnFailed,
     StartAsked,
-    State,
     StopAsked,
     Terminate,
     TimerElapsed,
-    Want,
-    step,
 )
+from llmsup.core.lifecycle import RULES, step
+from llmsup.core.service import ALIVE, Policy, Service, State, Want
 
 POLICY = Policy(
     restart=Restart(backoff_s=1.0, max_backoff_s=8.0, max_deaths=4, window_s=100.0),

@@ -12,8 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llmsup.core.lifecycle import State
 from llmsup.core.routing import Endpoint, Member, Route, desired
+from llmsup.core.service import State
 from llmsup.gateway import Gateway
 from llmsup.services.envoy import Layout, cluster_name
 from llmsup.services.envoy_admin import CLUSTERS_PATH, parse_clusters

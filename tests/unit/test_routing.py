@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsup.core.lifecycle import State
 from llmsup.core.routing import Endpoint, Member, Route, Upstream, desired, diff
+from llmsup.core.service import State
 
 CHAT, CODE = Endpoint("127.0.0.1", 8001), Endpoint("127.0.0.1", 8004)
 ROUTES = (Route("chat-7b", ("chat", "code"), ("gpt-4o-mini",)), Route("code-7b", ("code", "chat")))

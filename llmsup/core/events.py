@@ -1,0 +1,171 @@
+"""What happens to a service (events, past tense) and what is to be done (actions, imperative).
+
+An event or action about a process carries its generation: the number of the spawn.
+"""
+
+from dataclasses import dataclass
+
+# --- events -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StartAsked:
+    """The operator wants the service up; a running one is left alone."""
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """The operator wants the service down; `drain` lets requests in flight finish first."""
+
+    drain: bool = True
+
+
+@dataclass(frozen=True)
+class RestartAsked:
+    """The operator wants a new process; past deaths are forgiven."""
+
+    drain: bool = True
+
+
+@dataclass(frozen=True)
+class DependenciesChanged:
+    """The dependencies that are not ready are now `missing`."""
+
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Spawned:
+    """The process of this generation exists."""
+
+    generation: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class SpawnFailed:
+    """There is no process; `permanent` says that trying again unchanged is useless."""
+
+    generation: int
+    reason: str
+    permanent: bool = False
+
+
+@dataclass(frozen=True)
+class Exited:
+    """The process is gone; `clean` is exit status 0, `permanent` as in SpawnFailed."""
+
+    generation: int
+    reason: str
+    clean: bool = False
+    permanent: bool = False
+
+
+@dataclass(frozen=True)
+class ProbeFailed:
+    """A process that has not been ready yet was probed in vain; posted when the reason changes."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class BecameReady:
+    """The readiness threshold was reached."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class BecameUnready:
+    """The failure threshold was reached."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """A starting process was seen to do something: it logged, read or grew."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class Drained:
+    """No request is in flight any more."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class TimerElapsed:
+    """The timer that was set for `at` went off."""
+
+    at: float
+
+
+Event = (
+    StartAsked
+    | StopAsked
+    | RestartAsked
+    | DependenciesChanged
+    | Spawned
+    | SpawnFailed
+    | Exited
+    | ProbeFailed
+    | BecameReady
+    | BecameUnready
+    | Progressed
+    | Drained
+    | TimerElapsed
+)
+EVENTS: tuple[type[Event], ...] = (
+    StartAsked,
+    StopAsked,
+    RestartAsked,
+    DependenciesChanged,
+    Spawned,
+    SpawnFailed,
+    Exited,
+    ProbeFailed,
+    BecameReady,
+    BecameUnready,
+    Progressed,
+    Drained,
+    TimerElapsed,
+)
+
+
+# --- actions ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spawn:
+    """Start a process; answer with Spawned or SpawnFailed."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Watch the requests in flight; answer with Drained."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class Terminate:
+    """SIGTERM (and SIGCONT) to the process group."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class Kill:
+    """SIGKILL to the process group."""
+
+    generation: int
+
+
+Action = Spawn | Drain | Terminate | Kill
