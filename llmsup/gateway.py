@@ -7,6 +7,7 @@ what was lost on the way (a failed write, a missed notification, a file that som
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
@@ -112,6 +113,12 @@ class Gateway:
         yield layout.routes, route_table(routes, keys, ())
         yield layout.listeners, envoy_listener.listeners(layout, self._listen, needs_key=bool(keys))
         yield layout.bootstrap, envoy.bootstrap(layout)
+
+    def remove(self) -> None:
+        """Remove every file. Envoy has ended, and `prepare` comes before the next one."""
+        shutil.rmtree(self._layout.directory, ignore_errors=True)
+        with suppress(OSError):
+            self._layout.shared_memory.unlink()
 
     def _ensure_possible(self) -> None:
         for socket in self._layout.sockets:

@@ -11,8 +11,7 @@ from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
 from llmsup.config.paths import Paths
 from llmsup.control.wire import Answer, ServiceInfo, Status, UpstreamsInfo
-from llmsup.core.routes import effective_routes
-from llmsup.core.routing import Endpoint, Member, UpstreamList
+from llmsup.core.routing import Endpoint, Member, UpstreamList, effective_routes
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.errors import UsageError
 from llmsup.gateway import Gateway
@@ -155,6 +154,7 @@ class Stack:
             await self._supervisor.stop_in_order(rest, drain=drain)
             for task in self._tasks:
                 task.cancel()
+            self.gateway.remove()
         finally:
             self._journal.write("daemon", why="stopped")
             self.stopped.set()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from llmsup.config.schema import LlamaServer, Profile
 from llmsup.core.service import State
 
 
@@ -33,7 +34,7 @@ class Upstream:
     """One entry of an upstream list.
 
     `is_fallback`: not the first service of the route. `is_draining`: gets no new request and stays
-    visible only so that its requests in flight can be counted.
+    only so that its requests in flight can be counted; Envoy forgets them with the entry.
     """
 
     service: str
@@ -54,8 +55,26 @@ class Member:
     state: State
 
 
+LISTED = frozenset({State.READY, State.UNREADY, State.DRAINING})
+"""The states of a service that may be answering requests. Only READY gets new ones."""
+
+
+def effective_routes(profile: Profile) -> tuple[Route, ...]:
+    """The declared routes, then each llama-server under its service name where that is free."""
+    declared = tuple(
+        Route(name, route.services, route.aliases) for name, route in profile.route.items()
+    )
+    taken = {name for route in declared for name in route.names}
+    implicit = tuple(
+        Route(name, (name,))
+        for name, service in profile.service.items()
+        if isinstance(service, LlamaServer) and name not in taken
+    )
+    return declared + implicit
+
+
 def desired(routes: tuple[Route, ...], members: Mapping[str, Member]) -> dict[str, UpstreamList]:
-    """The upstream list of each route, by route name: its ready services, in the route's order."""
+    """The upstream list of each route, by route name, in the route's order."""
     return {route.name: _upstreams(route, members) for route in routes}
 
 
@@ -65,10 +84,10 @@ def _upstreams(route: Route, members: Mapping[str, Member]) -> UpstreamList:
             service=name,
             endpoint=members[name].endpoint,
             is_fallback=position > 0,
-            is_draining=members[name].state is State.DRAINING,
+            is_draining=members[name].state is not State.READY,
         )
         for position, name in enumerate(route.services)
-        if name in members and members[name].state in {State.READY, State.DRAINING}
+        if name in members and members[name].state in LISTED
     )
 
 

@@ -92,6 +92,11 @@ class Layout:
         """Keeps the Envoys of one machine apart, in the names of their shared memory."""
         return zlib.crc32(str(self.directory).encode()) % 1_000_000
 
+    @property
+    def shared_memory(self) -> Path:
+        """What Envoy keeps outside the directory, and leaves there when it ends."""
+        return Path(f"/dev/shm/envoy_shared_memory_{self.base_id}0")  # noqa: S108 - Envoy's choice
+
     def upstreams(self, route: str) -> Path:
         """EDS: the upstream list of one route."""
         return self.directory / "upstreams" / f"{cluster_name(route)}.json"

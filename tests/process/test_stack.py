@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llmsup.services.envoy import Layout
 from tests.home import LLMSUP, Home, free_ports, is_alive, stub, wait_until
 
 
@@ -68,7 +69,8 @@ def test_up_answers_and_stops_without_a_trace(home: Home) -> None:
     assert not [pid for pid in pids if is_alive(pid)]
     assert home.processes() == []
     assert home.cli("status").returncode == 3
-    assert list(home.paths.runtime.glob("*.sock")) == []
+    assert list(home.paths.runtime.iterdir()) == []
+    assert not Layout(home.paths.gateway).shared_memory.exists()
 
 
 def test_a_killed_server_is_replaced_and_the_list_follows(home: Home) -> None:

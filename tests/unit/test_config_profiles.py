@@ -6,8 +6,7 @@ from llmsup.config.dump import MASK, document, toml
 from llmsup.config.load import Loaded, load
 from llmsup.config.profiles import available, default_name, find, shipped_directory
 from llmsup.config.schema import Command, LlamaServer, Profile, Restart
-from llmsup.core.routes import effective_routes
-from llmsup.core.routing import Route
+from llmsup.core.routing import Route, effective_routes
 from llmsup.errors import ConfigError
 
 MODELS = (

@@ -274,7 +274,7 @@ def test_a_start_during_a_stop_starts_anew_after_it() -> None:
     assert (service.state, actions) == (State.STARTING, (Spawn(2),))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_whatever_happens_the_service_can_be_stopped_and_started(data: st.DataObject) -> None:
     """Given any history, a stop and the exit it asks for end in STOPPED; a start then spawns."""

@@ -26,7 +26,7 @@ ROUTES = (
     Route("odd/name", ("embedding", "chat", "code")),
 )
 PORTS = {"chat": 8001, "code": 8004, "embedding": 8003}
-ROUTABLE = {State.READY, State.DRAINING}
+ROUTABLE = {State.READY, State.UNREADY, State.DRAINING}
 
 
 def members(states: dict[str, State]) -> dict[str, Member]:

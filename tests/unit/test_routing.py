@@ -1,5 +1,6 @@
 """Upstream lists follow states."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,8 +32,9 @@ def test_a_fallback_stays_one_when_it_is_alone() -> None:
     assert lists(State.BACKOFF, State.READY) == {"chat-7b": ["code+"], "code-7b": ["code"]}
 
 
-def test_a_draining_service_is_listed_only_to_be_counted() -> None:
-    assert lists(State.DRAINING, State.READY)["chat-7b"] == ["chat~", "code+"]
+@pytest.mark.parametrize("state", [State.DRAINING, State.UNREADY])
+def test_a_service_that_may_still_answer_is_listed_only_to_be_counted(state: State) -> None:
+    assert lists(state, State.READY)["chat-7b"] == ["chat~", "code+"]
 
 
 def test_diff_names_what_has_to_be_written() -> None:
