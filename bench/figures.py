@@ -18,7 +18,6 @@ def line(label: str, text: str) -> None:
 def verdict(label: str, value: float, limit: float, unit: str) -> bool:
     """Print whether `value` is within `limit`; returns that."""
     holds = value <= limit
-    print(
-        f"  {label:<34} {value:8.2f} {unit}  limit {limit:g} {unit}  {'holds' if holds else 'BROKEN'}"
-    )
+    word = "holds" if holds else "BROKEN"
+    line(label, f"{value:8.2f} {unit}  limit {limit:g} {unit}  {word}")
     return holds

@@ -41,6 +41,7 @@ def chat_body(model: str, *, max_tokens: int = 8, text: str = "Say hello.") -> b
             "model": model,
             "messages": [{"role": "user", "content": text}],
             "max_tokens": max_tokens,
+            "temperature": 0,
         }
     ).encode()
 
