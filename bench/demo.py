@@ -7,7 +7,6 @@ to `llmsup start demo`.
 import asyncio
 import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -50,7 +49,7 @@ def answer_of(record: Record) -> str:
 async def show_answers(port: int) -> bool:
     """Ask each model once through the gateway; whether both answered."""
     client = Client("127.0.0.1", port)
-    question, beginning = "What is the capital of France?", "The colours of the rainbow are red,"
+    question, beginning = "What is 2 + 2?", "The colours of the rainbow are red,"
     chat = await client.ask(chat_body("chat", max_tokens=24, text=question))
     body = {"model": "code", "prompt": beginning, "max_tokens": 16, "temperature": 0}
     # Gemma is here as the base model: it completes text.
@@ -118,16 +117,14 @@ def report(load: Load, killed_at: float, back_at: float, code_wait_s: float) -> 
 
 
 def how_to_go_on(listen: str) -> None:
-    command = "llmsup" if shutil.which("llmsup") == LLMSUP else LLMSUP
-    relative = os.path.relpath(LLMSUP)
-    command = relative if len(relative) < len(command) else command
+    llmsup = os.path.relpath(LLMSUP)
     print(f"""
 the stack is up; go on with
   curl http://{listen}/v1/chat/completions -H 'content-type: application/json' \\
     -d '{{"model": "chat", "messages": [{{"role": "user", "content": "hello"}}]}}'
-  {command} status
-  {command} logs chat -f
-  {command} stop""")
+  {llmsup} status
+  {llmsup} logs chat -f
+  {llmsup} stop""")
 
 
 def main() -> int:

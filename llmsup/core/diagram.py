@@ -1,4 +1,4 @@
-"""Walks the lifecycle table and prints it: `python -m llmsup.core.diagram` for docs/states.md.
+"""Walks the lifecycle table, for the tests and for the picture in docs/states.md.
 
 The walk tries every kind of event, in every variant that matters, on every reachable service, so
 the picture cannot disagree with the code.
@@ -119,7 +119,3 @@ def mermaid() -> str:
         for (before, after), names in transitions().items()
     ]
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(mermaid(), end="")  # noqa: T201 - a script whose output is its purpose

@@ -14,7 +14,7 @@ Three traps that other supervisors fell into, and their rules here:
 - a stop because the service did not get ready in time *is* one, counted when it is decided;
 - deaths after readiness count towards the crash loop like any others.
 
-The picture in docs/states.md is printed from RULES.
+The picture in docs/states.md is printed from RULES by `make docs`.
 """
 
 from collections.abc import Callable
