@@ -16,7 +16,7 @@ from llmsup.config.load import Loaded, load
 from llmsup.config.paths import Paths, paths
 from llmsup.control.api import app
 from llmsup.control.server import serve
-from llmsup.errors import LlmsupError
+from llmsup.errors import LlmsupError, UsageError
 from llmsup.host import leftovers
 from llmsup.host.lock import Lock
 from llmsup.stack import Stack
@@ -30,12 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", required=True, help="a profile's name or file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(
-        level=os.environ.get("LLMSUP_LOG", "INFO").upper(),
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
+        _log_to_stderr(os.environ.get("LLMSUP_LOG") or "info")
         home = paths()
         home.create()
         lock = Lock.acquire(home.lock)
@@ -46,7 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             config_dir=home.config,
         )
         asyncio.run(_run(loaded, home))
-        del lock
+        lock.release()
+    except KeyboardInterrupt:  # before the first signal handler: nothing has been started yet
+        return 130
+    except OSError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     except LlmsupError as error:
         for line in error.message.splitlines():
             sys.stderr.write(f"error: {line}\n")
@@ -60,14 +61,27 @@ async def _run(loaded: Loaded, home: Paths) -> None:
     ended = await asyncio.to_thread(leftovers.end, home)
     if ended:
         log.warning("ended %d processes that an earlier daemon left behind", ended)
-    stack = Stack(loaded, home, os.environ)
-    _follow_signals(stack)
-    async with serve(app(stack), home.control_socket):
-        stack.begin()
-        log.info("up pid=%d profile=%s", os.getpid(), loaded.name)
-        await stack.stopped.wait()
-    await asyncio.to_thread(leftovers.end, home)
+    try:
+        stack = Stack(loaded, home, os.environ)
+        _follow_signals(stack)
+        async with serve(app(stack), home.control_socket):
+            stack.begin()
+            log.info("up pid=%d profile=%s", os.getpid(), loaded.name)
+            await stack.stopped.wait()
+    finally:
+        # After a stop there is nothing to be found; after a bug, everything is.
+        await asyncio.to_thread(leftovers.end, home)
     log.info("stopped")
+
+
+def _log_to_stderr(level: str) -> None:
+    if level.upper() not in logging.getLevelNamesMapping():
+        known = "debug, info, warning, error"
+        raise UsageError(f"LLMSUP_LOG is {level}, which is no level", hint=f"one of {known}")
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
 def _follow_signals(stack: Stack) -> None:

@@ -9,48 +9,21 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
-from pathlib import Path
 
-from llmsup.config.schema import Readiness
-from llmsup.core import events, health, lifecycle
+from llmsup.attendance import Attendance, Unit
+from llmsup.core import events, lifecycle
 from llmsup.core.events import Action, Event
-from llmsup.core.health import Health, Outcome, ProbeResult
-from llmsup.core.service import Policy, Service, State
+from llmsup.core.service import Service, State
 from llmsup.errors import LaunchError
 from llmsup.host import logfile, ports
-from llmsup.host.probe import probe
-from llmsup.host.process import ExitStatus, Process, carries_mark, end_marked
-from llmsup.services.launch import Launch, Via
+from llmsup.host.process import ExitStatus, Process, end_marked
+from llmsup.services.launch import Launch
 
 log = logging.getLogger(__name__)
 
-FIRST_PROBE_S = 0.01
-PROBE_GROWTH = 1.5
-STARTING_PERIOD_MAX_S = 0.25
-PROGRESS_PERIOD_S = 1.0
-SETTLE_MAX_S = 1.0
-EXPECTED_SILENCE_S = 0.5
 PORT_RELEASE_TIMEOUT_S = 1.0
 PORT_LOOK_PERIOD_S = 0.01
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What a keeper has to know of its service. `launch` may raise LaunchError."""
-
-    name: str
-    kind: str
-    launch: Callable[[], Launch]
-    log: Path
-    mark: str
-    policy: Policy = field(default_factory=Policy)
-    readiness: Readiness = field(default_factory=Readiness)
-    depends_on: tuple[str, ...] = ()
-    port: int | None = None
-    model: str | None = None
-    gpu_layers: int | str | None = None
-
+STRAY_GRACE_S = 1.0
 
 Change = Callable[[Service, Service], None]
 """Told (before, after) once a step changed the service, before its actions are performed."""
@@ -74,18 +47,21 @@ class Keeper:
         self._timer: asyncio.TimerHandle | None = None
         self._attendants: set[asyncio.Task[None]] = set()
         self._sweeps: set[asyncio.Task[None]] = set()
+        self._held_back: Event | None = None  # an exit that is told once its strays are gone
 
     def post(self, event: Event) -> None:
-        """Handle `event` after those already posted."""
+        """Handle `event` after those already posted. Never raises: keepers post to each other."""
         self._mailbox.append(event)
         if self._is_stepping:
             return
         self._is_stepping = True
-        try:
-            while self._mailbox:
-                self._step(self._mailbox.popleft())
-        finally:
-            self._is_stepping = False
+        while self._mailbox:
+            event = self._mailbox.popleft()
+            try:
+                self._step(event)
+            except Exception:
+                log.exception("service=%s %s broke", self.unit.name, event)
+        self._is_stepping = False
 
     async def wait_swept(self) -> None:
         """Until no descendant that left its process group is being looked for any more."""
@@ -96,10 +72,12 @@ class Keeper:
         before = self.service
         self.service, actions = lifecycle.step(before, event, self._loop.time())
         self._set_timer()
-        if self.service != before:
-            self._on_change(before, self.service)
-        for action in actions:
-            self._perform(action)
+        try:
+            if self.service != before:
+                self._on_change(before, self.service)
+        finally:
+            for action in actions:
+                self._perform(action)
 
     def _set_timer(self) -> None:
         at = self.service.timer_at
@@ -121,11 +99,13 @@ class Keeper:
                 self._dismiss()
                 if self._process is not None:
                     self._process.terminate()
-                else:
+                elif self._held_back is None:
                     self.post(events.SpawnFailed(generation, "stopped before it was spawned"))
-            case events.Kill():
+            case events.Kill(generation):
                 if self._process is not None:
                     self._process.kill()
+                elif self._held_back is None:
+                    self.post(events.Exited(generation, "is gone"))
 
     # --- spawning
 
@@ -137,12 +117,13 @@ class Keeper:
                 self._spawn_now(generation, launch)
             else:
                 self._attend(self._spawn_when_free(generation, launch))
-        except LaunchError as error:
+        except Exception as error:
             self._fail_spawn(generation, error)
 
     def _spawn_now(self, generation: int, launch: Launch) -> None:
+        logfile.append(self.unit.log, f"--- {self.unit.name}, generation {generation}")
         offset = logfile.size_bytes(self.unit.log)
-        mark = _generation_mark(self.unit, generation)
+        mark = self.unit.generation_mark(generation)
         process = Process.spawn(launch, log=self.unit.log, mark=mark)
         self._process = process
 
@@ -151,10 +132,15 @@ class Keeper:
 
         process.watch(on_exit)
         self.post(events.Spawned(generation, process.pid))
-        self._attend(self._attend_readiness(generation, launch, process))
+        attendance = Attendance(
+            self.unit, generation, launch, process, post=self.post, service=lambda: self.service
+        )
+        self._attend(attendance.attend_readiness())
+        self._attend(attendance.attend_progress())
 
     async def _spawn_when_free(self, generation: int, launch: Launch) -> None:
-        """A port is held: by a member of the last generation that is dying, or by a stranger."""
+        """A port is held: by what is left of the last generation, or by a stranger."""
+        await self.wait_swept()
         patience_s = min(PORT_RELEASE_TIMEOUT_S, self.unit.policy.stall_timeout_s / 2)
         deadline = self._loop.time() + patience_s
         while (held := _held_port(launch)) is not None and self._loop.time() < deadline:
@@ -163,12 +149,17 @@ class Keeper:
             if held is not None:
                 raise LaunchError(held)
             self._spawn_now(generation, launch)
-        except LaunchError as error:
+        except Exception as error:
             self._fail_spawn(generation, error)
 
-    def _fail_spawn(self, generation: int, error: LaunchError) -> None:
+    def _fail_spawn(self, generation: int, error: Exception) -> None:
+        if not isinstance(error, LaunchError):
+            log.error("service=%s its launch broke", self.unit.name, exc_info=error)
+            error = LaunchError(f"{type(error).__name__}: {error}", permanent=True)
         reason = f"{error.message} ({error.hint})" if error.hint else error.message
         self.post(events.SpawnFailed(generation, reason, error.permanent))
+
+    # --- the end of a process
 
     def _note_exit(self, generation: int, status: ExitStatus, log_offset: int) -> None:
         self._dismiss()
@@ -177,19 +168,36 @@ class Keeper:
         if status.code:
             words = logfile.last_words(self.unit.log, log_offset)
             reason = f"{reason}: {words}" if words else reason
-        self.post(events.Exited(generation, reason, clean=status.clean))
+        exited = events.Exited(generation, reason, clean=status.clean)
+        # A death is answered at once; a stop is over when nothing is left of the generation.
+        if self.service.state is State.STOPPING:
+            self._held_back = exited
+        else:
+            self.post(exited)
         self._sweep(generation)
 
     def _sweep(self, generation: int) -> None:
         """End descendants of the generation that left its process group; they carry its mark."""
-        sweep = self._loop.create_task(self._end_strays(_generation_mark(self.unit, generation)))
-        self._sweeps.add(sweep)
-        sweep.add_done_callback(self._sweeps.discard)
 
-    async def _end_strays(self, mark: str) -> None:
-        ended = await asyncio.to_thread(end_marked, mark, 1.0)
-        if ended:
-            log.warning("service=%s ended %d stray processes", self.unit.name, ended)
+        async def end_strays() -> None:
+            try:
+                ended = await asyncio.to_thread(
+                    end_marked, self.unit.generation_mark(generation), STRAY_GRACE_S
+                )
+                if ended:
+                    log.warning("service=%s ended %d stray processes", self.unit.name, ended)
+            except Exception:
+                log.exception("service=%s strays could not be looked for", self.unit.name)
+
+        def done(sweep: asyncio.Task[None]) -> None:
+            self._sweeps.discard(sweep)
+            exited, self._held_back = self._held_back, None
+            if exited is not None:
+                self.post(exited)
+
+        sweep = self._loop.create_task(end_strays())
+        self._sweeps.add(sweep)
+        sweep.add_done_callback(done)
 
     # --- attendants: tasks that serve the present generation and end with it
 
@@ -214,78 +222,10 @@ class Keeper:
         await self._drain_requests(self.unit.name)
         self.post(events.Drained(generation))
 
-    async def _attend_readiness(self, generation: int, launch: Launch, process: Process) -> None:
-        readiness = self.unit.readiness
-        mark = _generation_mark(self.unit, generation)
-        condition = Health()
-        pause_s = FIRST_PROBE_S
-        stall_timeout_s = self.unit.policy.stall_timeout_s
-        look_every_s = min(PROGRESS_PERIOD_S, stall_timeout_s / 4)
-        progress = _Progress(process, look_every_s, self._loop.time())
-        if launch.target.via is Via.ALIVE:
-            await asyncio.sleep(min(readiness.period_s, SETTLE_MAX_S, stall_timeout_s / 2))
-        while True:
-            result = await probe(launch.target, readiness.timeout_s)
-            if result.outcome is Outcome.PASSED and not condition.is_ready:
-                result = _shared(launch, process, mark) or result
-            after = health.observe(condition, result, readiness)
-            if after.is_ready and not condition.is_ready:
-                self.post(events.BecameReady(generation))
-            elif condition.is_ready and not after.is_ready:
-                why = f"{after.failures} probes failed: {result.reason}"
-                self.post(events.BecameUnready(generation, why))
-            condition = after
-            if self.service.state is State.STARTING:
-                age_s = self._loop.time() - self.service.started_at
-                if result.reason != self.service.why and age_s > EXPECTED_SILENCE_S:
-                    self.post(events.ProbeFailed(generation, result.reason))
-                if progress.was_made(self._loop.time()):
-                    self.post(events.Progressed(generation))
-                pause_s = min(pause_s * PROBE_GROWTH, STARTING_PERIOD_MAX_S, readiness.period_s)
-            else:
-                pause_s = readiness.period_s
-            await asyncio.sleep(pause_s)
-
-
-class _Progress:
-    """Whether a starting process did something lately; not looked at more often than needed."""
-
-    def __init__(self, process: Process, look_every_s: float, now: float) -> None:
-        self._process = process
-        self._look_every_s = look_every_s
-        self._looked_at = now
-        self._last = process.progress()
-
-    def was_made(self, now: float) -> bool:
-        if now - self._looked_at < self._look_every_s:
-            return False
-        self._looked_at = now
-        last, self._last = self._last, self._process.progress()
-        return self._last != last
-
-
-def _generation_mark(unit: Unit, generation: int) -> str:
-    """The mark of one generation; closed, so that 1 is no prefix of 10."""
-    return f"{unit.mark}{generation}:"
-
 
 def _held_port(launch: Launch) -> str | None:
     """A sentence naming who holds a port that the launch needs, or None."""
     for port in launch.ports:
         for owner in ports.owners(port):
             return f"port {port} is held by {ports.describe(owner)}"
-    return None
-
-
-def _shared(launch: Launch, process: Process, mark: str) -> ProbeResult | None:
-    """A failure where a stranger listens on the port, too: SO_REUSEPORT would let them.
-
-    Only processes of our own user can share a port so, and those can be seen; a listener that
-    cannot (the proxy of a container, say) is what the service itself has set up.
-    """
-    for port in launch.ports:
-        for owner in ports.strangers(port, process.pid):
-            if owner.pid is not None and not carries_mark(owner.pid, mark):
-                reason = f"port {port} is also held by {ports.describe(owner)}"
-                return ProbeResult(Outcome.FAILED, reason)
     return None

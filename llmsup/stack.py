@@ -4,9 +4,10 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 
 from llmsup import __version__
+from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
 from llmsup.config.paths import Paths
@@ -15,16 +16,14 @@ from llmsup.core.routing import Endpoint, Member, UpstreamList, effective_routes
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.errors import UsageError
 from llmsup.gateway import Gateway
-from llmsup.host import logfile
 from llmsup.host.journal import Journal
+from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.supervisor import Supervisor
 from llmsup.units import GATEWAY, build, wanted
 
 log = logging.getLogger(__name__)
 
-LOG_MAX_BYTES = 10 * 1024 * 1024
-LOG_KEEP = 3
-ROTATION_PERIOD_S = 2.0
+EVENTS_MAX_BYTES = 4 * 1024 * 1024
 IN_FLIGHT_PERIOD_S = 0.02
 
 
@@ -35,10 +34,12 @@ class Stack:
         profile = loaded.profile
         self._loaded = loaded
         self._paths = paths
+        self._digest = digest(loaded.path)
         self._started_at = time.monotonic()
         self._wanted = wanted(profile)
         self._routes = effective_routes(profile)
         self._journal = Journal(paths.events)
+        self._last_error = ""
         self.gateway = Gateway(
             paths.gateway,
             self._routes,
@@ -52,6 +53,7 @@ class Stack:
             drain_requests=self._drain_requests,
         )
         self._tasks: set[asyncio.Task[None]] = set()
+        self._restart: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self.stopped = asyncio.Event()
 
@@ -60,7 +62,7 @@ class Stack:
         self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
         self._publish()
         self._keep(self.gateway.keep_confirmed(self._note_confirmed))
-        self._keep(self._rotate_logs())
+        self._keep(keep_rotated(self._logs()))
         self._supervisor.start(self._wanted)
 
     # --- what the control API asks
@@ -75,8 +77,11 @@ class Stack:
                 "uptime_s": time.monotonic() - self._started_at,
                 "profile": self._loaded.name,
                 "profile_path": str(self._loaded.path),
+                "profile_digest": self._digest,
+                "overrides": list(self._loaded.overrides),
                 "mode": self._loaded.profile.mode,
                 "stopping": self._ending is not None,
+                "restarting": list(self._supervisor.restarting),
             },
             gpu=None,
             gateway=self._loaded.profile.gateway.listen,
@@ -117,8 +122,9 @@ class Stack:
 
     def stop(self, names: tuple[str, ...], *, now: bool) -> Answer:
         """Want services down, drained first unless `now`."""
-        up = tuple(name for name in self._known(names) if not self._is_down(name))
-        self._supervisor.stop(up, drain=not now)
+        services = self._supervisor.services
+        up = tuple(name for name in self._known(names) if not services[name].is_down)
+        self._keep(self._supervisor.stop_in_order(up, drain=not now))
         return Answer(changed=list(up), message=f"stopping {_listed(up)}" if up else "")
 
     def restart(self, names: tuple[str, ...], *, now: bool) -> Answer:
@@ -133,12 +139,14 @@ class Stack:
             for name, service in services.items()
             if service.want is Want.UP and name != GATEWAY
         )
-        self._keep(self._supervisor.restart_in_order(chosen, drain=not now))
+        self._cancel_restart()
+        self._restart = self._keep(self._supervisor.restart_in_order(chosen, drain=not now))
         return Answer(changed=list(chosen), message=f"restarting {_listed(chosen)}")
 
     def shut_down(self, *, now: bool) -> Answer:
         """Stop everything, the gateway first; `stopped` is set at the end. Returns at once."""
         if self._ending is None:
+            self._cancel_restart()
             self._ending = asyncio.get_running_loop().create_task(self._end(drain=not now))
         elif now:
             self._supervisor.stop(self._supervisor.services, drain=False)
@@ -159,6 +167,11 @@ class Stack:
             self._journal.write("daemon", why="stopped")
             self.stopped.set()
 
+    def _cancel_restart(self) -> None:
+        """End a rolling restart: what it would still restart is asked for something else now."""
+        if self._restart is not None:
+            self._restart.cancel()
+
     def _refuse_while_ending(self) -> None:
         if self._ending is not None:
             raise UsageError("the stack is stopping", hint="llmsup start, once it has stopped")
@@ -178,10 +191,6 @@ class Stack:
         service = self._supervisor.services[name]
         return service.want is Want.DOWN or service.state in {State.BACKOFF, State.FAILED}
 
-    def _is_down(self, name: str) -> bool:
-        service = self._supervisor.services[name]
-        return service.want is Want.DOWN and service.state is State.STOPPED
-
     def _describe(self, service: Service) -> ServiceInfo:
         unit = self._supervisor.keepers[service.name].unit
         is_alive = service.state in ALIVE
@@ -199,15 +208,17 @@ class Stack:
             "measured_bytes": None,
             "restarts": service.restarts,
             "uptime_s": time.monotonic() - service.started_at if is_alive else None,
-            "why": service.why,
+            "why": service.why or (self.gateway.last_error if service.name == GATEWAY else ""),
         }
 
     def _note_change(self, before: Service, after: Service) -> None:
-        if before.state is after.state and before.generation == after.generation:
+        is_same = before.state is after.state and before.generation == after.generation
+        if not is_same or before.want is not after.want:  # /health names what is wanted
+            self._publish()
+        if is_same:
             if before.why != after.why and after.state is not State.STARTING:
                 log.info("service=%s state=%s why=%s", after.name, after.state.value, after.why)
             return
-        self._publish()
         log.info(
             "service=%s generation=%d state=%s before=%s want=%s why=%s",
             after.name,
@@ -241,7 +252,11 @@ class Stack:
             for name, service in services.items()
             if service.want is Want.UP and service.state is not State.READY and name != GATEWAY
         )
-        for route in self.gateway.publish(members, not_ready):
+        written = self.gateway.publish(members, not_ready)
+        if self.gateway.last_error != self._last_error:
+            self._last_error = self.gateway.last_error
+            log.error("publishing: %s", self._last_error or "works again")
+        for route in written:
             upstreams = self._published(route)
             log.info("route=%s upstreams=%s", route, ",".join(upstreams) or "-")
             self._journal.write("published", route=route, upstreams=upstreams)
@@ -265,29 +280,17 @@ class Stack:
         while await self.gateway.in_flight(name):
             await asyncio.sleep(IN_FLIGHT_PERIOD_S)
 
-    async def _rotate_logs(self) -> None:
-        logs = [keeper.unit.log for keeper in self._supervisor.keepers.values()]
-        logs.append(self._paths.daemon_log)
-        trouble = ""
-        while True:
-            await asyncio.sleep(ROTATION_PERIOD_S)
-            try:
-                for path in logs:
-                    if logfile.size_bytes(path) > LOG_MAX_BYTES:
-                        await asyncio.to_thread(
-                            logfile.rotate, path, max_bytes=LOG_MAX_BYTES, keep=LOG_KEEP
-                        )
-                self._journal.rotate()
-                trouble = ""
-            except OSError as error:
-                if str(error) != trouble:
-                    log.warning("logs are not being rotated: %s", error)
-                trouble = str(error)
+    def _logs(self) -> Iterator[Rotated]:
+        for keeper in self._supervisor.keepers.values():
+            yield Rotated(keeper.unit.log)
+        yield Rotated(self._paths.daemon_log)
+        yield Rotated(self._paths.events, max_bytes=EVENTS_MAX_BYTES)
 
-    def _keep(self, work: Coroutine[object, object, None]) -> None:
+    def _keep(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(_logged(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 async def _logged(work: Coroutine[object, object, None]) -> None:

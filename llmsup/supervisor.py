@@ -4,12 +4,10 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from graphlib import TopologicalSorter
 
+from llmsup.attendance import Unit
 from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, StopAsked
-from llmsup.core.service import Service, State, Want
-from llmsup.keeper import Change, DrainRequests, Keeper, Unit
-
-QUIET = frozenset({State.STOPPED, State.BACKOFF, State.FAILED})
-"""States without a process."""
+from llmsup.core.service import ALIVE, Service, State, Want
+from llmsup.keeper import Change, DrainRequests, Keeper
 
 
 class Supervisor:
@@ -23,6 +21,7 @@ class Supervisor:
     ) -> None:
         self._on_change = on_change
         self._changed = asyncio.Event()
+        self.restarting: list[str] = []
         self.keepers = {
             unit.name: Keeper(unit, on_change=self._note_change, drain_requests=drain_requests)
             for unit in units
@@ -60,7 +59,10 @@ class Supervisor:
         self.keepers[name].post(RestartAsked(drain))
 
     async def stop_in_order(self, names: Iterable[str], *, drain: bool = True) -> None:
-        """Stop these, each once its dependents are gone; return when all are stopped."""
+        """Stop these, each once its dependents are gone; return when all are stopped.
+
+        One that somebody wants up again meanwhile is not waited for.
+        """
         remaining = set(names)
         asked: set[str] = set()
         while remaining:
@@ -68,32 +70,49 @@ class Supervisor:
                 if not remaining.intersection(self._dependents[name]):
                     asked.add(name)
                     self.stop([name], drain=drain)
-            down = {name for name in remaining & asked if self._is_down(name)}
-            remaining -= down
-            if remaining and not down:
+            done = {name for name in remaining & asked if self._is_past_stopping(name)}
+            remaining -= done
+            if remaining and not done:
                 await self._next_change()
         await asyncio.gather(*(keeper.wait_swept() for keeper in self.keepers.values()))
 
     async def restart_in_order(self, names: Iterable[str], *, drain: bool = True) -> None:
-        """Restart these one after another, each once the one before is ready or has failed."""
-        chosen = set(names)
-        for name in self.start_order:
-            if name not in chosen:
-                continue
-            last_generation = self.keepers[name].service.generation
-            self.restart(name, drain=drain)
-            while not self._is_settled(name, last_generation):
-                await self._next_change()
+        """Restart these one after another, each once the one before is ready.
 
-    def _is_down(self, name: str) -> bool:
+        The roll ends at one that does not become ready: the others are left as they are. One that
+        somebody stopped meanwhile is passed over. `restarting` names those still to come.
+        """
+        chosen = set(names)
+        up = {name for name in chosen if self.keepers[name].service.want is Want.UP}
+        self.restarting = [name for name in self.start_order if name in chosen]
+        try:
+            while self.restarting:
+                name = self.restarting[0]
+                service = self.keepers[name].service
+                if not (name in up and service.want is Want.DOWN):
+                    self.restart(name, drain=drain)
+                    while not self._is_settled(name, service.generation):
+                        await self._next_change()
+                    if not self._has_restarted(name):
+                        return
+                del self.restarting[0]
+        finally:
+            self.restarting = []
+
+    def _is_past_stopping(self, name: str) -> bool:
         service = self.keepers[name].service
-        return service.want is Want.DOWN and service.state is State.STOPPED
+        return service.is_down or service.want is Want.UP
 
     def _is_settled(self, name: str, last_generation: int) -> bool:
         service = self.keepers[name].service
-        if service.want is Want.DOWN or service.state in QUIET:
+        if service.want is Want.DOWN or service.state not in ALIVE:
             return True
-        return service.state is State.READY and service.generation > last_generation
+        is_started = service.state in {State.READY, State.UNREADY}
+        return is_started and service.generation > last_generation
+
+    def _has_restarted(self, name: str) -> bool:
+        service = self.keepers[name].service
+        return service.want is Want.DOWN or service.state is State.READY
 
     async def _next_change(self) -> None:
         self._changed.clear()

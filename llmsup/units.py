@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from llmsup.attendance import Unit
 from llmsup.config.listen import parse_listen
 from llmsup.config.paths import Paths
 from llmsup.config.schema import Command, LlamaServer, Profile, Qdrant, Service
@@ -11,7 +12,6 @@ from llmsup.core.service import Policy
 from llmsup.errors import LaunchError
 from llmsup.host import binaries, ports
 from llmsup.host.leftovers import home_mark
-from llmsup.keeper import Unit
 from llmsup.services import command, envoy, llama_server, qdrant
 from llmsup.services.launch import Launch
 

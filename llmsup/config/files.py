@@ -2,6 +2,7 @@
 
 import os
 import stat
+from hashlib import sha256
 from pathlib import Path
 
 TEXT_LIMIT_BYTES = 1 << 20
@@ -62,3 +63,11 @@ def located(text: str, base: Path) -> Path:
     except RuntimeError:  # a "~name" that is no user: a file may be called that
         path = Path(text)
     return Path(os.path.normpath(base / path))
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes, to see whether it was edited; "" where it cannot be read."""
+    try:
+        return sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""

@@ -28,12 +28,13 @@ SET = "--set"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A profile without problems, its name, its file, and the gateway's keys."""
+    """A profile without problems, its name, its file, the gateway's keys, and what --set said."""
 
     profile: Profile
     name: str
     path: Path
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    overrides: tuple[str, ...] = ()
 
 
 class _Problems:
@@ -90,7 +91,7 @@ def load(
     profile = resolve(profile, path.parent, problems.report)
     api_keys = _api_keys(profile, problems)
     problems.raise_any()
-    return Loaded(profile, path.stem, path, api_keys)
+    return Loaded(profile, path.stem, path, api_keys, tuple(overrides))
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -34,10 +34,7 @@ class Paths:
 
     @property
     def lock(self) -> Path:
-        """Held with flock by the one daemon of this home.
-
-        Not in the runtime directory, which depends on the session that asks.
-        """
+        """Held with flock by the one daemon of this home."""
         return self.state / "daemon.lock"
 
     @property
@@ -62,11 +59,21 @@ class Paths:
         """
         return self.logs / f"{service}.service.log"
 
+    def require_short(self) -> None:
+        """Raise LlmsupError where a socket below these directories could not have its name."""
+        longest = self.gateway / "h_udp_parent_9999990"  # Envoy's; control.sock is shorter
+        if len(os.fsencode(longest)) > SOCKET_PATH_MAX_BYTES:
+            raise LlmsupError(
+                f"{self.runtime} is too long a path for Unix sockets",
+                hint="set LLMSUP_HOME to a shorter directory",
+            )
+
     def create(self) -> None:
         """Make the directories, private to this user; refuse ones that belong to another.
 
         Raises LlmsupError with the directory and its owner.
         """
+        self.require_short()
         for directory in (self.config, self.state, self.runtime, self.logs):
             try:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,29 +90,28 @@ class Paths:
                 )
             if directory in (self.state, self.runtime) and stat.S_IMODE(found.st_mode) & 0o077:
                 directory.chmod(0o700)
-        if len(os.fsencode(self.control_socket)) > SOCKET_PATH_MAX_BYTES:
-            raise LlmsupError(
-                f"{self.control_socket} is too long for a Unix socket",
-                hint="set LLMSUP_HOME or XDG_RUNTIME_DIR to a shorter path",
-            )
 
 
 def paths(environ: Mapping[str, str] = os.environ) -> Paths:
     """The paths of this user, or those below `LLMSUP_HOME` where it is set."""
     if home := environ.get("LLMSUP_HOME"):
-        root = Path(home).expanduser().absolute()
+        root = _absolute(home)
         return Paths(root / "config", root / "state", root / "run", root / "logs")
     xdg = platformdirs.PlatformDirs("llmsup", appauthor=False)
     state = xdg.user_state_path
-    return Paths(xdg.user_config_path, state, _runtime(environ, state), state / "logs")
+    # Not in XDG_RUNTIME_DIR: that goes with the last login session, and the daemon stays.
+    return Paths(xdg.user_config_path, state, state / "run", state / "logs")
 
 
-def _runtime(environ: Mapping[str, str], state: Path) -> Path:
-    """Where sockets go: the session's runtime directory, or the user's, or below `state`.
-
-    Never in /tmp, where a name can be taken by somebody else first.
-    """
-    for directory in (environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.getuid()}"):
-        if directory and os.access(directory, os.W_OK | os.X_OK):
-            return Path(directory) / "llmsup"
-    return state / "run"
+def _absolute(home: str) -> Path:
+    """The directory of LLMSUP_HOME. Raises LlmsupError for one that depends on who looks."""
+    try:
+        root = Path(home).expanduser()
+    except RuntimeError:
+        root = Path(home)
+    if not root.is_absolute():
+        raise LlmsupError(
+            f"LLMSUP_HOME is {home}, which is no absolute path",
+            hint="set it to a directory of your own, from / or ~/",
+        )
+    return root

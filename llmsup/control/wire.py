@@ -7,15 +7,22 @@ from typing import NotRequired, TypedDict
 
 
 class DaemonInfo(TypedDict):
-    """The daemon itself. `uptime_s` is in seconds."""
+    """The daemon itself.
+
+    `profile_digest` is that of the profile's file when it was loaded, `overrides` what `--set` said,
+    `restarting` names the services that a restart has yet to come to.
+    """
 
     pid: int
     version: str
     uptime_s: float
     profile: str
     profile_path: str
+    profile_digest: str
+    overrides: list[str]
     mode: str
     stopping: bool
+    restarting: list[str]
 
 
 class GpuInfo(TypedDict):

@@ -10,8 +10,10 @@ class Outcome(Enum):
     """What one probe found."""
 
     PASSED = "passed"
-    LOADING = "loading"  # the server answers, and says that its model is not loaded yet
-    FAILED = "failed"
+    LOADING = "loading"  # it answers, and says that its model is not loaded yet
+    UNWELL = "unwell"  # it answers, and neither well nor that it is loading
+    FAILED = "failed"  # no answer
+    UNKNOWN = "unknown"  # the probe could not be made: says nothing about the service
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Health:
 
 def observe(health: Health, result: ProbeResult, policy: Readiness) -> Health:
     """Health after one more result. `is_ready` flips only when a threshold is reached."""
+    if result.outcome is Outcome.UNKNOWN:
+        return health
     if result.outcome is Outcome.PASSED:
         passes = health.passes + 1
         ready = health.is_ready or passes >= policy.success_threshold

@@ -50,6 +50,8 @@ Step = tuple[Service, tuple[Action, ...]]
 Rule = Callable[[Service, Any, float], Step]
 """What follows; each rule takes the events of its rows."""
 
+STOPPED_ON_REQUEST = "stopped on request"
+
 
 # --- what can follow ----------------------------------------------------------------------------
 
@@ -69,6 +71,7 @@ def _spawn_or_wait(service: Service, now: float) -> Step:
         state=State.STARTING,
         generation=generation,
         pid=None,
+        probed="",
         started_at=now,
         timer_at=now + min(service.policy.stall_timeout_s, service.policy.start_timeout_s),
         restarts=service.restarts + (1 if service.deaths else 0),
@@ -103,7 +106,8 @@ def _recover(service: Service, now: float) -> Step:
     due = max(service.deaths, default=now) + backoff.delay_s(service.deaths, restart, seed)
     if due <= now:
         return _spawn_or_wait(gone, now)
-    return replace(gone, state=State.BACKOFF, timer_at=due), ()
+    why = f"{service.why}; next try after {duration(due - now)}"
+    return replace(gone, state=State.BACKOFF, timer_at=due, why=why), ()
 
 
 def _deaths(count: int) -> str:
@@ -111,12 +115,21 @@ def _deaths(count: int) -> str:
 
 
 def _give_up(service: Service) -> Step:
-    return replace(service, state=State.FAILED, pid=None, timer_at=None), ()
+    why = f"{service.why}; not tried again before llmsup start"
+    return replace(service, state=State.FAILED, pid=None, timer_at=None, why=why), ()
 
 
 def _die(service: Service, event: Exited | SpawnFailed, now: float) -> Step:
     dead = _count_death(service, event.reason, now)
     return _give_up(dead) if event.permanent else _recover(dead, now)
+
+
+def _wanted(event: StopAsked | RestartAsked) -> Want:
+    return Want.UP if isinstance(event, RestartAsked) else Want.DOWN
+
+
+def _asked(want: Want) -> str:
+    return "asked to restart" if want is Want.UP else "asked to stop"
 
 
 # --- rules, by event ----------------------------------------------------------------------------
@@ -131,25 +144,25 @@ def _want_up(service: Service, _event: Event, _now: float) -> Step:
 
 
 def _stay_down(service: Service, _event: Event, _now: float) -> Step:
-    down = replace(service, want=Want.DOWN, state=State.STOPPED, timer_at=None, deaths=(), why="")
-    return down, ()
+    down = replace(service, want=Want.DOWN, state=State.STOPPED, timer_at=None, deaths=())
+    return replace(down, why=STOPPED_ON_REQUEST), ()
 
 
 def _stop_unrouted(service: Service, event: StopAsked | RestartAsked, now: float) -> Step:
     """Stop or restart a process that never had traffic: nothing to drain."""
-    want = Want.UP if isinstance(event, RestartAsked) else Want.DOWN
-    return _terminate(replace(service, want=want, deaths=(), why=""), now)
+    want = _wanted(event)
+    return _terminate(replace(service, want=want, deaths=(), why=_asked(want)), now)
 
 
 def _stop_routed(service: Service, event: StopAsked | RestartAsked, now: float) -> Step:
     if not event.drain:
         return _stop_unrouted(service, event, now)
-    want = Want.UP if isinstance(event, RestartAsked) else Want.DOWN
+    want = _wanted(event)
     draining = replace(
         service,
         want=want,
         deaths=(),
-        why="",
+        why=f"{_asked(want)}; requests in flight finish first",
         state=State.DRAINING,
         timer_at=now + service.policy.drain_timeout_s,
     )
@@ -158,14 +171,16 @@ def _stop_routed(service: Service, event: StopAsked | RestartAsked, now: float) 
 
 def _stop_draining(service: Service, event: StopAsked | RestartAsked, now: float) -> Step:
     """Asked again while draining: `drain` keeps it, without it the drain ends now."""
-    want = Want.UP if isinstance(event, RestartAsked) else Want.DOWN
+    want = _wanted(event)
     asked = replace(service, want=want, deaths=())
-    return (asked, ()) if event.drain else _terminate(asked, now)
+    if event.drain:
+        return asked, ()
+    return _terminate(replace(asked, why=f"{_asked(want)} without waiting for requests"), now)
 
 
 def _stop_stopping(service: Service, event: StopAsked | RestartAsked, _now: float) -> Step:
-    want = Want.UP if isinstance(event, RestartAsked) else Want.DOWN
-    return replace(service, want=want, deaths=(), why=""), ()
+    want = _wanted(event)
+    return replace(service, want=want, deaths=(), why=_asked(want)), ()
 
 
 def _note_missing(service: Service, event: DependenciesChanged, _now: float) -> Step:
@@ -198,7 +213,7 @@ def _end_as_allowed(service: Service, event: Exited | SpawnFailed) -> Step | Non
 
 
 def _note_probe(service: Service, event: ProbeFailed, _now: float) -> Step:
-    return replace(service, why=event.reason), ()
+    return replace(service, probed=event.reason, why=event.reason), ()
 
 
 def _become_ready(service: Service, _event: Event, _now: float) -> Step:
@@ -221,17 +236,22 @@ def _stall(service: Service, _event: Event, now: float) -> Step:
         why = f"was not ready within {duration(policy.start_timeout_s)}"
     else:
         why = f"was not ready and showed no progress for {duration(policy.stall_timeout_s)}"
-    why = f"{why}: {service.why}" if service.why else why
+    why = f"{why}: {service.probed}" if service.probed else why
     return _terminate(_count_death(service, why, now), now)
 
 
-def _end_drain(service: Service, _event: Event, now: float) -> Step:
-    return _terminate(service, now)
+def _end_drain(service: Service, event: Drained | TimerElapsed, now: float) -> Step:
+    why = _asked(service.want)
+    if isinstance(event, TimerElapsed):
+        limit = duration(service.policy.drain_timeout_s)
+        why = f"{why}; requests still in flight after {limit} were cut off"
+    return _terminate(replace(service, why=why), now)
 
 
 def _kill_again(service: Service, _event: Event, now: float) -> Step:
     grace_s = service.policy.grace_period_s
-    why = service.why or f"did not exit within {duration(grace_s)} of SIGTERM"
+    late = f"did not exit within {duration(grace_s)} of SIGTERM"
+    why = service.why if service.why.endswith(late) else f"{service.why}; {late}"
     # The timer is set anew: a process stuck in the kernel is killed again until it is gone.
     killed = replace(service, timer_at=now + max(grace_s, 1.0), why=why)
     return killed, (Kill(service.generation),)
@@ -240,14 +260,14 @@ def _kill_again(service: Service, _event: Event, now: float) -> Step:
 def _end_stop(service: Service, _event: Event, now: float) -> Step:
     """The exit that was asked for, by a stop, a restart or a stalled start."""
     if service.want is Want.DOWN:
-        stopped = replace(service, state=State.STOPPED, pid=None, timer_at=None, deaths=(), why="")
-        return stopped, ()
+        stopped = replace(service, state=State.STOPPED, pid=None, timer_at=None, deaths=())
+        return replace(stopped, why=STOPPED_ON_REQUEST), ()
     # Without a death the stop was a restart's: no policy and no backoff stand in its way.
     return _recover(service, now) if service.deaths else _spawn_or_wait(service, now)
 
 
 def _retry(service: Service, _event: Event, now: float) -> Step:
-    return _spawn_or_wait(service, now)
+    return _spawn_or_wait(replace(service, why=""), now)
 
 
 # --- the table ----------------------------------------------------------------------------------

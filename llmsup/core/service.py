@@ -48,7 +48,8 @@ class Service:
 
     `why` is the sentence a person reads in `status`; empty while there is nothing to explain.
     `timer_at` and `started_at` are monotonic seconds. `missing` names the dependencies that are
-    not ready. `restarts` counts those that nobody asked for.
+    not ready. `restarts` counts those that nobody asked for. `probed` is what the last probe found
+    while this generation started.
     """
 
     name: str
@@ -62,4 +63,10 @@ class Service:
     deaths: backoff.Deaths = ()
     restarts: int = 0
     missing: tuple[str, ...] = ()
-    why: str = ""
+    probed: str = ""
+    why: str = "not started"
+
+    @property
+    def is_down(self) -> bool:
+        """Whether nobody wants it and nothing is there."""
+        return self.want is Want.DOWN and self.state is State.STOPPED

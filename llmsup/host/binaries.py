@@ -63,7 +63,7 @@ def _program(
 ) -> str:
     for origin, wish in ((variable, environ.get(variable)), ("the profile", setting)):
         if wish:
-            path = str(Path(wish).expanduser().absolute()) if "/" in wish else wish
+            path = str(_expanded(wish).absolute()) if "/" in wish else wish
             found = shutil.which(path, path=environ.get("PATH", ""))
             if found is None:
                 message = f"{name}: {origin} names {wish}, which is no executable file"
@@ -73,6 +73,13 @@ def _program(
         if found := find(environ):
             return str(Path(found).absolute())
     raise LaunchError(f"{name} is not installed", hint=hint, permanent=True)
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~nobody: it is not found, then
+        return Path(path)
 
 
 def _on_path(program: str) -> _Find:

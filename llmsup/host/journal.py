@@ -6,12 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from llmsup.host import logfile
-
 log = logging.getLogger(__name__)
-
-MAX_BYTES = 4 * 1024 * 1024
-KEEP = 2
 
 
 class Journal:
@@ -38,7 +33,3 @@ class Journal:
             self._is_writable = False
         else:
             self._is_writable = True
-
-    def rotate(self) -> None:
-        """Keep the file below `MAX_BYTES`. Raises OSError."""
-        logfile.rotate(self._path, max_bytes=MAX_BYTES, keep=KEEP)

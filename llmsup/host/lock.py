@@ -37,9 +37,16 @@ class Lock:
                     hint="llmsup status shows it, llmsup stop ends it",
                 )
             time.sleep(0.01)
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise LlmsupError(f"cannot write the lock {path}: {error.strerror}") from None
         return cls(file)
+
+    def release(self) -> None:
+        """Let the next daemon have it."""
+        os.close(self._file)
 
 
 def _is_taken(file: int) -> bool:

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 LINE_MAX_CHARS = 4096
@@ -37,6 +38,17 @@ def size_bytes(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def append(path: Path, line: str) -> None:
+    """Add a line of ours, with the time; a log that cannot be written costs the line only."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    with suppress(OSError):
+        file = os.open(path, flags, 0o600)
+        try:
+            os.write(file, f"{line}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}\n".encode())
+        finally:
+            os.close(file)
 
 
 def rotate(path: Path, max_bytes: int, keep: int) -> None:
@@ -107,7 +119,10 @@ def last_words(path: Path, since_offset: int) -> str:
     """The last line with any text that was written after `since_offset`; "" if there is none."""
     size = size_bytes(path)
     start = since_offset if since_offset <= size else 0
-    written = _read(path, max(start, size - 64 * 1024), size)
+    try:
+        written = _read(path, max(start, size - 64 * 1024), size)
+    except OSError:  # a death is told whether or not its last words can be read
+        return ""
     for line in reversed(written.split(b"\n")):
         if words := _clean(line, 200).strip():
             return words

@@ -1,6 +1,7 @@
 """One question whether a service is ready, and what came of it."""
 
 import asyncio
+import errno
 import json
 
 import h11
@@ -10,6 +11,10 @@ from llmsup.core.health import Outcome, ProbeResult
 from llmsup.host.fetch import Response, connect, fetch
 from llmsup.services.launch import Target, Via
 
+# The shortage of this process, which says nothing about the one that is asked.
+_OUR_OWN_ERRNOS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL}
+)
 _PASSED = ProbeResult(Outcome.PASSED)
 _LOADING = ProbeResult(Outcome.LOADING, "loading its model")
 
@@ -28,6 +33,8 @@ async def probe(target: Target, timeout_s: float) -> ProbeResult:
     except FileNotFoundError:
         reason = f"no socket at {_address(target)}"
     except OSError as error:
+        if error.errno in _OUR_OWN_ERRNOS:
+            return ProbeResult(Outcome.UNKNOWN, f"this daemon: {error.strerror}")
         reason = f"{_address(target)}: {error.strerror or error}"
     except (ValueError, h11.LocalProtocolError) as error:
         reason = f"{_address(target)}: {error}"
@@ -56,7 +63,7 @@ def _judged(response: Response) -> ProbeResult:
         return _PASSED
     if response.status == 503 and _says_loading(response.body):
         return _LOADING
-    return ProbeResult(Outcome.FAILED, f"answered {response.status}")
+    return ProbeResult(Outcome.UNWELL, f"answered {response.status}")
 
 
 def _says_loading(body: bytes) -> bool:

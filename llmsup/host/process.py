@@ -24,6 +24,7 @@ MARK = "LLMSUP_MARK"
 _SCRUBBED = ("LLAMA_ARG_", "LLAMA_SERVER_", "LLAMA_API_KEY")
 _PASSING_ERRNOS = frozenset(
     {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EIO}
+    | {errno.EDQUOT, errno.EROFS, errno.ESTALE}
     | {errno.EINTR, errno.ETXTBSY}
 )
 _KILL_TIMEOUT_S = 5.0
@@ -186,7 +187,7 @@ def _held(pids: Iterable[int], prefix: str) -> Iterator[dict[int, int]]:
     with ExitStack() as stack:
         held = {}
         for pid in pids:
-            with suppress(ProcessLookupError):
+            with suppress(OSError):  # gone, or we are short of descriptors: the next round looks
                 pidfd = os.pidfd_open(pid)
                 stack.callback(os.close, pidfd)
                 if carries_mark(pid, prefix):

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_grandchildren_die_with_it_even_those_in_sessions_of_their_own(
     up(home, child(home, "parent", "fork-grandchildren", "--port", port, port=port))
     pid = home.wait_state("parent", "ready")["pid"]
     log = home.paths.service_log("parent")
-    near, far = map(int, log.read_text().splitlines()[0].split())
+    near, far = map(int, log.read_text().splitlines()[1].split())
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not is_alive(near), "the grandchild in the group")
     wait_until(lambda: not is_alive(far), "the grandchild in a session of its own")
@@ -86,6 +87,49 @@ def test_one_that_never_becomes_ready_is_ended_and_says_for_how_long(home: Home,
         "was not ready and showed no progress for 1s: loading its model; "
         "1 death within 10m, next try in 10m"
     )
+    stop_leaves_nothing(home)
+
+
+def test_one_that_logs_our_own_probes_makes_no_progress_by_that(home: Home, port: int) -> None:
+    """Given a server that answers 404 and logs each request, the stall timer still ends it."""
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port)]
+    readiness = {"http_get": "/health", "period": "100ms"}
+    up(
+        home,
+        home.command(
+            "chatty", command, port=port, readiness=readiness,
+            **(NO_PATIENCE | {"restart": QUICK | {"max_deaths": 1}}),
+        ),
+    )  # fmt: skip
+    why = home.wait_state("chatty", "failed")["why"]
+    assert why.startswith("was not ready and showed no progress for 1s: answered 404")
+    stop_leaves_nothing(home)
+
+
+def test_a_stop_is_over_when_nothing_is_left_of_the_service(home: Home, port: int) -> None:
+    """Given a grandchild in a session of its own, it has ended when `llmsup stop` returns."""
+    up(home, child(home, "parent", "fork-grandchildren", "--port", port, port=port))
+    home.wait_state("parent", "ready")
+    pids = home.paths.service_log("parent").read_text().splitlines()[1].split()
+    assert home.cli("stop", "parent").returncode == 0
+    assert not [pid for pid in map(int, pids) if is_alive(pid)]
+
+
+def test_a_death_is_told_even_when_its_last_words_cannot_be_read(home: Home) -> None:
+    """Given a log that was replaced by a directory, the exit is still seen and explained."""
+    flag = home.root / "go"
+    script = f"while ! test -e {flag}; do sleep 0.05; done; exit 3"
+    up(home, home.command("brief", ["sh", "-c", script], restart=QUICK))
+    home.wait_state("brief", "ready")
+    log = home.paths.service_log("brief")
+    log.unlink()
+    log.mkdir()
+    flag.touch()
+    why = home.wait_state("brief", "failed")["why"]
+    assert "cannot write" in why
+    died = next(e for e in home.events() if e.get("before") == "ready")
+    assert died["why"].startswith("exited with status 3")
+    log.rmdir()
     stop_leaves_nothing(home)
 
 

@@ -56,6 +56,10 @@ def failed(reason: str) -> ProbeResult:
     return ProbeResult(Outcome.FAILED, reason)
 
 
+def unwell(reason: str) -> ProbeResult:
+    return ProbeResult(Outcome.UNWELL, reason)
+
+
 @pytest.mark.parametrize("status", ["200 OK", "204 No Content"])
 def test_success_passes(status: str) -> None:
     assert probed(http(status)) == PASSED
@@ -80,13 +84,13 @@ def test_loading_is_told_from_failing() -> None:
         b"[" * 99999,
     ],
 )
-def test_any_other_503_fails(body: bytes) -> None:
-    assert probed(http("503 Service Unavailable", body)) == failed("answered 503")
+def test_any_other_503_is_unwell(body: bytes) -> None:
+    assert probed(http("503 Service Unavailable", body)) == unwell("answered 503")
 
 
 @pytest.mark.parametrize("status", [301, 404, 500])
-def test_other_statuses_fail(status: int) -> None:
-    assert probed(http(f"{status} Whatever")) == failed(f"answered {status}")
+def test_other_statuses_are_unwell(status: int) -> None:
+    assert probed(http(f"{status} Whatever")) == unwell(f"answered {status}")
 
 
 def test_silence_fails_in_time() -> None:

@@ -2,10 +2,14 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -49,6 +53,19 @@ def health(home: Home) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+
+
+@contextmanager
+def restarting(home: Home) -> Iterator[subprocess.Popen[bytes]]:
+    """`llmsup restart` in the background; it ends with the block."""
+    with subprocess.Popen(
+        [LLMSUP, "restart"],
+        env=home.environ, cwd=home.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as restart:  # fmt: skip
+        try:
+            yield restart
+        finally:
+            restart.kill()
 
 
 def test_up_answers_and_stops_without_a_trace(home: Home) -> None:
@@ -201,18 +218,87 @@ def test_a_restart_of_all_never_takes_a_route_away(home: Home) -> None:
     dual(home)
     home.start()
     before = {s["service"]: s["generation"] for s in home.status()["services"]}
-    restart = subprocess.Popen(
-        [LLMSUP, "restart"],
-        env=home.environ, cwd=home.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
     answered = 0
-    while restart.poll() is None:
-        ask(home)
-        answered += 1
-    assert restart.wait(30) == 0
+    with restarting(home) as restart:
+        while restart.poll() is None:
+            ask(home)
+            answered += 1
+        assert restart.returncode == 0
     assert answered > 3
     after = {s["service"]: s["generation"] for s in home.status()["services"]}
     assert after == {name: n + (name != "gateway") for name, n in before.items()}
+
+
+def slow_to_load(home: Home) -> None:
+    """chat and code, each of which loads for two seconds: time to do something in between."""
+    dual(home)
+    text = home.profile.read_text().replace('"--name"', '"--load-s", "2", "--name"')
+    home.profile.write_text(text)
+
+
+def test_a_stop_during_a_restart_of_all_is_obeyed(home: Home) -> None:
+    """Given a rolling restart that has come to chat, code stays down once it was stopped."""
+    slow_to_load(home)
+    home.start()
+    with restarting(home) as restart:
+        wait_until(lambda: home.service("chat")["state"] != "ready", "the restart of chat")
+        assert home.cli("stop", "code").returncode == 0
+        restart.wait(30)
+    chat = home.wait_state("chat", "ready")
+    assert chat["generation"] == 2
+    code = home.service("code")
+    assert (code["want"], code["state"], code["generation"]) == ("down", "stopped", 1)
+
+
+def test_a_shutdown_during_a_restart_of_all_ends(home: Home) -> None:
+    slow_to_load(home)
+    home.start()
+    with restarting(home) as restart:
+        wait_until(lambda: home.service("chat")["state"] != "ready", "the restart of chat")
+        result = home.cli("stop")
+        assert result.returncode == 0, result.stderr
+        restart.wait(30)
+    assert home.processes() == []
+    assert home.daemon_pid() is None
+
+
+def test_a_restart_of_all_ends_at_one_that_does_not_come_back(home: Home) -> None:
+    """Given chat's program gone since the start, code, which is fine, is left serving."""
+    chat, code = free_ports(2)
+    program = home.root / "program"
+    program.write_text('#!/bin/sh\nexec "$@"\n')
+    program.chmod(0o755)
+    text = ""
+    for name, port in (("chat", chat), ("code", code)):
+        command = [str(program), *stub("upstream.py", "--port", port, "--name", name)]
+        text += home.command(name, command, port=port, readiness={"http_get": "/health"})
+    home.write(text + '[route."chat-7b"]\nservices = ["chat", "code"]\n')
+    home.start()
+    program.unlink()
+    result = home.cli("restart")
+    assert result.returncode == 1
+    assert home.service("chat")["state"] == "failed"
+    assert (home.service("code")["state"], home.service("code")["generation"]) == ("ready", 1)
+    assert ask(home)[1]["x-llmsup-service"] == "code"
+
+
+def test_a_daemon_without_descriptors_blames_no_service(home: Home) -> None:
+    """Given a daemon that can open nothing, what it cannot probe stays as it was."""
+    dual(home)
+    home.start()
+    daemon = home.daemon_pid()
+    assert daemon is not None
+    soft, hard = resource.prlimit(daemon, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon, resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        said = home.paths.daemon_log
+        wait_until(lambda: "could not be probed" in said.read_text(), "a probe that failed")
+        seen = time.monotonic()
+        wait_until(lambda: time.monotonic() > seen + 2.0, "ten more probes")
+    finally:
+        resource.prlimit(daemon, resource.RLIMIT_NOFILE, (soft, hard))
+    assert [s["state"] for s in home.status()["services"]] == ["ready"] * 3
+    assert [e for e in home.events() if e.get("state") == "unready"] == []
 
 
 def test_dependents_wait_for_ready_and_stop_first(home: Home) -> None:

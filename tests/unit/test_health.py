@@ -23,6 +23,12 @@ def test_one_pass_makes_ready_and_three_failures_in_a_row_unready() -> None:
     ]  # fmt: skip
 
 
+def test_a_probe_that_could_not_be_made_says_nothing() -> None:
+    unknown = ProbeResult(Outcome.UNKNOWN, "too many open files")
+    results = [PASS, unknown, unknown, unknown, unknown, FAIL, FAIL, unknown, FAIL]
+    assert fold(results, Readiness()) == [True] * 8 + [False]
+
+
 def test_thresholds_count_consecutive_results_only() -> None:
     policy = Readiness(success_threshold=2, failure_threshold=1)
     assert fold([PASS, FAIL, PASS, PASS, FAIL, PASS], policy) == [

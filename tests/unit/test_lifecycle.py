@@ -18,6 +18,7 @@ from llmsup.core.events import (
     Event,
     Exited,
     Kill,
+    ProbeFailed,
     Progressed,
     RestartAsked,
     Spawn,
@@ -73,7 +74,7 @@ def test_every_reachable_step_keeps_the_invariants(policy: Policy) -> None:
             assert service.pid is None, told
         if service.state in {State.STARTING, State.READY, State.UNREADY, State.BACKOFF}:
             assert service.want is Want.UP, told
-        if service.state in {State.BACKOFF, State.FAILED, State.UNREADY}:
+        if service.state not in {State.READY, State.STARTING}:
             assert service.why, told
         if not isinstance(event, StartAsked | StopAsked | RestartAsked | Exited):
             assert service.want is before.want, told
@@ -134,6 +135,7 @@ def test_first_death_restarts_at_once_and_the_next_ones_wait_longer() -> None:
     assert (service.state, actions) == (State.BACKOFF, ())
     assert service.timer_at is not None
     assert 11.5 <= service.timer_at <= 12.0
+    assert service.why.startswith("killed by SIGKILL; next try after ")
 
     service, actions = step(service, TimerElapsed(service.timer_at), 12.0)
     service, _ = step(service, Exited(3, "killed by SIGKILL"), 13.0)
@@ -185,11 +187,14 @@ def test_a_stop_drains_terminates_and_kills() -> None:
     assert (service.state, service.timer_at, actions) == (State.STOPPING, 12.0, (Terminate(1),))
     service, actions = step(service, TimerElapsed(12.0), 12.0)
     assert (service.state, actions) == (State.STOPPING, (Kill(1),))
-    assert service.why == "did not exit within 2s of SIGTERM"
+    assert service.why == (
+        "asked to stop; requests still in flight after 5s were cut off; "
+        "did not exit within 2s of SIGTERM"
+    )
     service, actions = step(service, TimerElapsed(14.0), 14.0)
     assert actions == (Kill(1),), "killed again until it is gone"
     service, actions = step(service, Exited(1, "killed by SIGKILL"), 14.5)
-    assert (service.state, service.why) == (State.STOPPED, "")
+    assert (service.state, service.why) == (State.STOPPED, "stopped on request")
 
 
 def test_now_ends_a_drain() -> None:
@@ -207,6 +212,17 @@ def test_not_ready_in_time_is_a_death_counted_once() -> None:
     assert service.why == "was not ready and showed no progress for 10s"
     service, actions = step(service, Exited(1, "killed by SIGTERM"), 10.1)
     assert (service.state, service.deaths, actions) == (State.STARTING, (10.0,), (Spawn(2),))
+
+
+def test_the_reason_of_a_stall_is_what_the_probes_of_that_start_found() -> None:
+    """Given a start that stalled, the next one's reason does not carry the first one's along."""
+    service = after((0.0, StartAsked()), (0.0, Spawned(1, 11)), (1.0, ProbeFailed(1, "refused")))
+    assert service.why == "refused"
+    service, _ = step(service, TimerElapsed(10.0), 10.0)
+    assert service.why == "was not ready and showed no progress for 10s: refused"
+    service, _ = step(service, Exited(1, "killed by SIGTERM"), 10.1)
+    service, _ = step(service, TimerElapsed(20.1), 20.1)
+    assert service.why == "was not ready and showed no progress for 10s"
 
 
 def test_progress_extends_the_start_up_to_the_cap() -> None:
@@ -236,6 +252,7 @@ def test_a_lost_dependency_stops_nobody_but_delays_the_next_spawn() -> None:
 def test_a_permanent_cause_fails_at_once_without_a_retry() -> None:
     service = after((0.0, StartAsked()), (0.0, SpawnFailed(1, "no such file", permanent=True)))
     assert (service.state, service.timer_at, service.want) == (State.FAILED, None, Want.UP)
+    assert service.why == "no such file; not tried again before llmsup start"
     service, actions = step(service, StartAsked(), 9.0)
     assert (service.state, actions) == (State.STARTING, (Spawn(2),))
 
