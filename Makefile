@@ -26,7 +26,7 @@ $(VENV)/installed: pyproject.toml Makefile
 	@touch $@
 
 demo: install
-	@$(BIN)/python -m bench.demo
+	@$(BIN)/python -m bench.demo $(ARGS)
 
 test: install
 	@$(BIN)/python -m pytest

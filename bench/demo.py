@@ -27,6 +27,7 @@ PROFILE = "demo"
 CLIENTS = 4
 QUIET_S = 3.0
 BACK_TIMEOUT_S = 60.0
+INTERRUPTED = 130
 LLMSUP = str(Path(sys.executable).with_name("llmsup"))
 
 
@@ -60,12 +61,13 @@ async def show_answers(port: int) -> bool:
     return not (chat.failed or code.failed)
 
 
-async def usual_wait_s(port: int, model: str) -> float:
+async def usual_wait_s(port: int, model: str) -> float | None:
     """Median wait of a request for the model under the load of the test, nothing broken."""
     load = Load(port, chat_body(model), clients=CLIENTS)
     load.start()
     await asyncio.sleep(QUIET_S)
-    return statistics.median(record.wait_s for record in await load.finish())
+    waits = [record.wait_s for record in await load.finish()]
+    return statistics.median(waits) if waits else None
 
 
 async def kill_under_load(port: int) -> tuple[Load, float, float]:
@@ -92,7 +94,11 @@ async def kill_under_load(port: int) -> tuple[Load, float, float]:
     return load, killed_at, back_at
 
 
-def report(load: Load, killed_at: float, back_at: float, code_wait_s: float) -> int:
+def in_ms(wait_s: float | None) -> str:
+    return "-" if wait_s is None else f"{wait_s * 1000:.0f} ms"
+
+
+def report(load: Load, killed_at: float, back_at: float, code_wait_s: float | None) -> int:
     """Print what was measured; returns how many requests failed."""
     during = load.within(killed_at, back_at)
     before = [record.wait_s for record in load.records if record.answered_at < killed_at]
@@ -103,12 +109,13 @@ def report(load: Load, killed_at: float, back_at: float, code_wait_s: float) -> 
     line("requests", f"{len(load.records)}")
     line("failed", f"{len(failed)}")
     line("in flight at the kill", f"{len(load.within(killed_at, killed_at))}")
-    line("usual wait for chat", f"{statistics.median(before) * 1000:.0f} ms")
-    line("usual wait for code", f"{code_wait_s * 1000:.0f} ms")
-    line("longest wait around the kill", f"{max(r.wait_s for r in during) * 1000:.0f} ms")
+    waits = [record.wait_s for record in during]
+    line("usual wait for chat", in_ms(statistics.median(before) if before else None))
+    line("usual wait for code", in_ms(code_wait_s))
+    line("longest wait around the kill", in_ms(max(waits, default=None)))
     line(
         "answered while chat was away",
-        ", ".join(f"{count} by {name}" for name, count in who.most_common()),
+        ", ".join(f"{count} by {name}" for name, count in who.most_common()) or "-",
     )
     line("chat back and ready after", f"{back_at - killed_at:.2f} s")
     for record in failed[:3]:
@@ -129,10 +136,24 @@ the stack is up; go on with
 
 def main() -> int:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    gemma()
-    # Inherits the terminal: what it prints is part of the demo.
-    if subprocess.run([LLMSUP, "start", PROFILE, *sys.argv[1:]], check=False).returncode:
-        return 1
+    try:
+        gemma()
+        # Inherits the terminal: what it prints is part of the demo.
+        code = subprocess.run([LLMSUP, "start", PROFILE, *sys.argv[1:]], check=False).returncode
+    except KeyboardInterrupt:
+        return INTERRUPTED  # llmsup start says what goes on
+    if code:
+        return code
+    try:
+        return break_and_measure()
+    except KeyboardInterrupt:
+        llmsup = os.path.relpath(LLMSUP)
+        words = f"the stack stays up: {llmsup} status shows it, {llmsup} stop ends it"
+        print(f"\n{words}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def break_and_measure() -> int:
     try:
         listen = status()["gateway"]
         port = int(listen.rpartition(":")[2])

@@ -35,7 +35,7 @@ def stamps(path: Path) -> list[tuple[float, int]]:
     """(monotonic seconds, pid) of each time the child came up."""
     if not path.exists():
         return []
-    rows = [line.split() for line in path.read_text().splitlines() if line.count(" ") == 1]
+    rows = [text.split() for text in path.read_text().splitlines() if text.count(" ") == 1]
     return [(int(at) / 1e9, int(pid)) for at, pid in rows]
 
 
@@ -52,6 +52,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=15)
     arguments = parser.parse_args()
+    if shutil.which("cc") is None:
+        raise SystemExit(
+            "error: no C compiler (cc) is installed; it makes the child that is killed"
+        )
     root = Path(tempfile.mkdtemp(prefix="llmsup-respawn-"))
     stamp = root / "stamp"
     subprocess.run(["cc", "-O1", "-o", stamp, Path(__file__).with_name("stamp.c")], check=True)

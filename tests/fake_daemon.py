@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llmsup.config.paths import Paths
@@ -59,10 +59,15 @@ def snapshot(*services: ServiceInfo) -> Status:
 
 
 class FakeStack:
-    """Implements `control.api.Stack`; `asked` holds the verbs with their arguments."""
+    """Implements `control.api.Stack`; `asked` holds the verbs with their arguments.
 
-    def __init__(self, *services: ServiceInfo) -> None:
+    After the first verb each status is the next of `later`, as long as there is one.
+    """
+
+    def __init__(self, *services: ServiceInfo, later: Iterable[Status] = ()) -> None:
         self.snapshot = snapshot(*services)
+        self.later = list(later)
+        self.ends_when_asked = True
         self.asked: list[tuple[str, tuple[str, ...], bool]] = []
         self.is_broken = False
         self.shut = threading.Event()
@@ -70,6 +75,8 @@ class FakeStack:
     def status(self) -> Status:
         if self.is_broken:
             raise RuntimeError("no status today")
+        if self.asked and self.later:
+            self.snapshot = self.later.pop(0)
         return self.snapshot
 
     def upstreams(self) -> list[UpstreamsInfo]:
@@ -87,7 +94,8 @@ class FakeStack:
         return self._note("restart", services, now=now)
 
     def shut_down(self, *, now: bool) -> Answer:
-        self.shut.set()
+        if self.ends_when_asked:
+            self.shut.set()
         return self._note("shut_down", (), now=now)
 
     def _note(self, verb: str, services: tuple[str, ...], *, now: bool) -> Answer:

@@ -5,11 +5,12 @@ A verb's module is imported when the verb is called, so that none waits for what
 # ruff: noqa: PLC0415
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from llmsup import __version__
+from llmsup.cli import complete
 from llmsup.cli.terminal import show
 from llmsup.config.units import parse_duration_s
 from llmsup.errors import UsageError
@@ -22,10 +23,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# Where Typer keeps it has changed between releases.
+_TYPER_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
+Services = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SERVICE",
+        help="Services of the stack. Default: all of it.",
+        autocompletion=complete.services,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Now = Annotated[bool, typer.Option("--now", help="Do not wait for requests in flight.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is added.")]
-Lines = Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")]
+Lines = Annotated[
+    int, typer.Option("--lines", "-n", metavar="N", min=0, help="How many of the last lines.")
+]
 
 
 def _seconds(text: str) -> float:
@@ -45,7 +59,9 @@ def _show_version(wanted: bool) -> None:
 def llmsup(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", "-V", callback=_show_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Keeps a local LLM stack up on one small GPU."""
@@ -56,8 +72,9 @@ def start(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROFILE]",
+            metavar="PROFILE",
             help="A profile's name or file. Default: what is up, else LLMSUP_PROFILE, else dual.",
+            autocompletion=complete.profiles,
         ),
     ] = None,
     overrides: Annotated[
@@ -78,6 +95,11 @@ def start(
     """Bring the stack up and show each service until it is ready."""
     from llmsup.cli import start as verb
 
+    if foreground and (no_wait or timeout_s is not None):
+        raise UsageError(
+            "--foreground excludes --no-wait and --timeout: it is the daemon",
+            hint="llmsup start -h",
+        )
     if foreground:
         verb.start_in_foreground(source, overrides or ())
     else:
@@ -85,10 +107,7 @@ def start(
 
 
 @app.command()
-def stop(
-    services: Annotated[list[str] | None, typer.Argument(metavar="[SERVICE]...")] = None,
-    now: Now = False,
-) -> None:
+def stop(services: Services = None, now: Now = False) -> None:
     """Stop some services, or the whole stack and its daemon."""
     from llmsup.cli import stop as verb
 
@@ -99,12 +118,9 @@ def stop(
 
 
 @app.command()
-def restart(
-    services: Annotated[list[str] | None, typer.Argument(metavar="[SERVICE]...")] = None,
-    now: Now = False,
-) -> None:
+def restart(services: Services = None, now: Now = False) -> None:
     """Give some services, or all but the gateway, a new process, one after another."""
-    from llmsup.cli import stop as verb
+    from llmsup.cli import restart as verb
 
     verb.restart(services or (), now=now)
 
@@ -129,7 +145,12 @@ def status(
 
 @app.command()
 def logs(
-    service: Annotated[str, typer.Argument(help='A service, or "daemon".')],
+    service: Annotated[
+        str,
+        typer.Argument(
+            metavar="SERVICE", help='A service, or "daemon".', autocompletion=complete.logs
+        ),
+    ],
     follow: Follow = False,
     lines: Lines = 50,
 ) -> None:
@@ -158,17 +179,52 @@ def upstreams(as_json: Json = False) -> None:
 def call(argv: Sequence[str]) -> int:
     """Run one command; returns its exit status. Raises LlmsupError and OutputClosedError."""
     _mount_profile(argv)
+    command: Any = typer.main.get_command(app)
+    _hide_types(command)
     try:
-        typer.main.get_command(app).main(args=list(argv), prog_name="llmsup")
+        result = command.main(args=_spelled(argv), prog_name="llmsup", standalone_mode=False)
+    except _TYPER_USAGE_ERROR as error:
+        return _refuse(error)
+    except typer.Abort:
+        return 1
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    return 0
+        result = end.code
+    return result if isinstance(result, int) else 0
+
+
+def _spelled(argv: Sequence[str]) -> list[str]:
+    """The command line with what people try first as what it is called here."""
+    match list(argv):
+        case ["version"]:
+            return ["--version"]
+        case ["help", *verb]:
+            return [*verb, "--help"]
+    return list(argv)
+
+
+def _refuse(error: Any) -> int:
+    """A usage error as a line and a hint; the help where nothing at all was said."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return UsageError.exit_code
+    words = " ".join(error.format_message().split()).removesuffix(".")
+    command = error.ctx.command_path if error.ctx else "llmsup"
+    raise UsageError(words[:1].lower() + words[1:], hint=f"{command} -h") from None
+
+
+def _hide_types(command: Any) -> None:
+    """Leave Python's types out of the help: "SERVICE", not "SERVICE <list[str]>"."""
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            parameter.display_type_rich = lambda ctx: None  # noqa: ARG005
+    for nested in getattr(command, "commands", {}).values():
+        _hide_types(nested)
 
 
 def _mount_profile(argv: Sequence[str]) -> None:
     """Add `llmsup profile`, unless another verb is called: it imports all that reads profiles."""
     verbs = {info.callback.__name__ for info in app.registered_commands if info.callback}
-    if verbs.isdisjoint(argv[:1]):
+    if verbs.union({"version", "--version", "-V"}).isdisjoint(argv[:1]):
         from llmsup.cli import profile
 
         app.add_typer(profile.app, name="profile")

@@ -1,36 +1,62 @@
 """`llmsup events`: the journal itself, so it works with no daemon."""
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import cast
 
 from llmsup.cli import render, terminal
 from llmsup.config.paths import paths
 from llmsup.control.wire import EventInfo
-from llmsup.errors import UsageError
 from llmsup.host import logfile
 
 FOLLOW_POLL_S = 0.1
+WIDTH_LINES = 1000
+"""So many of the last events tell how wide the column of names is, before others follow."""
 
 
 def events(*, lines: int, follow: bool, as_json: bool) -> None:
     """Show the last events; then those that follow."""
     path = paths().events
-    if not path.exists():
-        raise UsageError("there are no events yet", hint="llmsup start")
-    if follow:
-        for line in logfile.follow(path, poll_s=FOLLOW_POLL_S, lines=lines):
-            _show(line, as_json=as_json)
+    found = logfile.tail(path, lines)
+    if lines and not found:
+        terminal.say("nothing yet")
+    news = logfile.follow(path, poll_s=FOLLOW_POLL_S, lines=lines) if follow else found
+    if as_json:
+        for line in news:
+            if _event(line) is not None:
+                terminal.show(line)
     else:
-        for line in logfile.tail(path, lines):
-            _show(line, as_json=as_json)
+        _show(news, _subject_width(path) if follow else _widest(found))
 
 
-def _show(line: str, *, as_json: bool) -> None:
+def _show(lines: Iterable[str], width: int) -> None:
+    last_day = ""
+    for line in lines:
+        info = _event(line)
+        if info is None:
+            continue
+        day = render.day(info)
+        if day != last_day:
+            terminal.show(day)
+        last_day = day
+        terminal.show(render.event(info, width=width))
+
+
+def _subject_width(path: Path) -> int:
+    return _widest(logfile.tail(path, WIDTH_LINES))
+
+
+def _widest(lines: Iterable[str]) -> int:
+    infos = (_event(line) for line in lines)
+    return max((len(render.subject(info)) for info in infos if info is not None), default=0)
+
+
+def _event(line: str) -> EventInfo | None:
+    """The event of a line, or None for one that was cut off by a full disk or a loss of power."""
     try:
         info = json.loads(line)
     except ValueError:
-        return  # cut off by a full disk or a loss of power
-    if as_json:
-        terminal.show(line)
-    elif isinstance(info, dict) and {"time", "event"} <= info.keys():
-        terminal.show(render.event(cast("EventInfo", info)))
+        return None
+    is_event = isinstance(info, dict) and {"time", "event"} <= info.keys()
+    return cast("EventInfo", info) if is_event else None

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from llmsup.cli import terminal
+
 
 @contextmanager
 def live(stream: TextIO) -> Iterator[Callable[[str], None]]:
@@ -16,6 +18,7 @@ def live(stream: TextIO) -> Iterator[Callable[[str], None]]:
     with Live(console=console, auto_refresh=False) as view:
 
         def draw(text: str) -> None:
+            console.width = terminal.width(stream) or terminal.WIDTH_UNKNOWN
             shown = Text.from_ansi(text, no_wrap=True, overflow="ellipsis")
             view.update(shown, refresh=True)
 

@@ -19,19 +19,27 @@ def logs(service: str, *, lines: int, follow: bool) -> None:
             terminal.show(line)
     elif found := logfile.tail(path, lines):
         terminal.show("\n".join(found))
+    elif lines:
+        terminal.say("nothing yet")
+
+
+def known(home: Paths) -> dict[str, Path]:
+    """The logs that are there, by whose they are."""
+    found = {_service(path): path for path in home.logs.glob(_pattern(home))}
+    if home.daemon_log.exists():
+        found[DAEMON] = home.daemon_log
+    return found
 
 
 def _log(home: Paths, service: str) -> Path:
     # Compared with the names of files that are there: a name is never made into a path.
-    known = {_service(path): path for path in home.logs.glob(_pattern(home))}
-    if home.daemon_log.exists():
-        known[DAEMON] = home.daemon_log
-    if service not in known:
+    found = known(home)
+    if service not in found:
         raise UsageError(
             f"no log of {service!r}",
-            hint=f"there are logs of: {', '.join(sorted(known))}" if known else "llmsup start",
+            hint=f"there are logs of: {', '.join(sorted(found))}" if found else "llmsup start",
         )
-    return known[service]
+    return found[service]
 
 
 def _pattern(home: Paths) -> str:

@@ -1,18 +1,16 @@
-"""The `llmsup` program: the one place where errors end."""
+"""The `llmsup` program: the one place where errors end.
 
-import os
+Imports are inside `main`, so that Ctrl-C during them ends as quietly as later.
+"""
+# ruff: noqa: PLC0415
+
 import sys
-import traceback
 from collections.abc import Sequence
-from datetime import UTC, datetime
-
-from llmsup.cli.status import status
-from llmsup.cli.terminal import OutputClosedError, say
-from llmsup.config.paths import paths
-from llmsup.errors import LlmsupError
 
 INTERRUPTED = 130  # 128 + SIGINT
 OUTPUT_CLOSED = 141  # 128 + SIGPIPE
+FAILED = 1
+UNKNOWN = 4
 
 
 def run() -> None:
@@ -23,28 +21,33 @@ def run() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run one command; returns its exit status. Every error ends here, as a line and a hint."""
     try:
-        return _called(argv)
-    except OutputClosedError:
-        # What is still buffered would fail again when the interpreter ends.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-        return OUTPUT_CLOSED
+        from llmsup.cli import terminal
+
+        terminal.prepare()
+        try:
+            return _called(argv)
+        except terminal.OutputClosedError:
+            terminal.discard(sys.stdout)
+            return OUTPUT_CLOSED
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
 def _called(argv: Sequence[str]) -> int:
+    from llmsup.cli.terminal import OutputClosedError
+    from llmsup.errors import LlmsupError
+
     try:
         return _call(argv)
-    except LlmsupError as error:
-        _report(error.message, error.hint)
-        return error.exit_code
     except OutputClosedError:
         raise
+    except LlmsupError as error:
+        _report(error.message, error.hint)
+        code = error.exit_code
     except Exception as error:
-        _report(f"unexpected {type(error).__name__}: {error}", _kept_traceback())
-        return LlmsupError.exit_code
+        code = _report_unexpected(error)
+    # 1 is what `status` says of a degraded stack; an error tells nothing of the stack.
+    return UNKNOWN if code == FAILED and argv[:1] == ["status"] else code
 
 
 def _call(argv: Sequence[str]) -> int:
@@ -54,30 +57,58 @@ def _call(argv: Sequence[str]) -> int:
     """
     match list(argv):
         case ["status"]:
+            from llmsup.cli.status import status
+
             return status(as_json=False)
         case ["status", "--json"]:
+            from llmsup.cli.status import status
+
             return status(as_json=True)
-    from llmsup.cli.commands import call  # noqa: PLC0415
+    from llmsup.cli.commands import call
 
     return call(argv)
 
 
 def _report(message: str, hint: str) -> None:
+    from llmsup.cli.terminal import say
+
     for line in message.splitlines():
         say(f"error: {line}")
     if hint:
         say(f"hint: {hint}")
 
 
+def _report_unexpected(error: Exception) -> int:
+    from llmsup.cli.terminal import lost_output
+
+    if isinstance(error, OSError) and _is_of_output(error):
+        _report(lost_output(error).message, "")
+    else:
+        _report(f"unexpected {type(error).__name__}: {error}", _kept_traceback())
+    return FAILED
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether it came from writing to a stream, as help and lists are: it names no file."""
+    import errno
+
+    return error.filename is None and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+
+
 def _kept_traceback() -> str:
-    """Write the traceback of the exception at hand to a file; returns where it is."""
+    """Write the traceback of the exception at hand to a file; returns where it is. Never raises."""
+    import traceback
+    from datetime import UTC, datetime
+
+    from llmsup.config.paths import paths
+
+    text = traceback.format_exc()
     try:
         logs_dir = paths().logs
         logs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = logs_dir / "crash.log"
-        with file.open("a") as crash_log:
-            crash_log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {sys.argv}\n")
-            crash_log.write(traceback.format_exc() + "\n")
-    except OSError as error:
-        return f"the traceback could not be kept: {error}"
+        with file.open("a", encoding="utf-8", errors="replace") as crash_log:
+            crash_log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {sys.argv}\n{text}\n")
+    except Exception as error:
+        return f"this is a bug; its traceback could not be kept: {error}"
     return f"this is a bug; its traceback is in {file}"

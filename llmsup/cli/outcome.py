@@ -1,9 +1,12 @@
-"""When a start or a restart is over, told from snapshots of the stack."""
+"""When a start, a restart or a stop is over, told from snapshots of the stack."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum
 
 from llmsup.control.wire import ServiceInfo, Status
+
+GATEWAY = "gateway"
+"""The service that is of every stack and of no profile: it is not counted."""
 
 
 class Outcome(Enum):
@@ -19,9 +22,26 @@ def wanted(status: Status) -> list[ServiceInfo]:
     return [service for service in status["services"] if service["want"] == "up"]
 
 
+def count_wanted(status: Status) -> int:
+    """How many services of the profile the operator wants up."""
+    return sum(service["service"] != GATEWAY for service in wanted(status))
+
+
+def count_up(status: Status) -> int:
+    """How many services of the profile have a process."""
+    return sum(
+        service["pid"] is not None and service["service"] != GATEWAY
+        for service in status["services"]
+    )
+
+
 def is_degraded(status: Status) -> bool:
-    """Whether a service that is wanted is not ready."""
-    return any(service["state"] != "ready" for service in wanted(status))
+    """Whether the stack is stopping, or the gateway or a service that is wanted is not ready."""
+    return status["daemon"]["stopping"] or any(
+        service["state"] != "ready"
+        for service in status["services"]
+        if service["want"] == "up" or service["service"] == GATEWAY
+    )
 
 
 def outcome(status: Status, first_generations: Mapping[str, int]) -> Outcome:
@@ -32,7 +52,7 @@ def outcome(status: Status, first_generations: Mapping[str, int]) -> Outcome:
     job is done, or somebody stopped it) is not waited for.
     """
     awaited = _awaited(status, first_generations)
-    if any(_is_moving(service, first_generations[service["service"]]) for service in awaited):
+    if any(_is_moving(service, first_generations, status) for service in awaited):
         return Outcome.WAITING
     if any(service["state"] == "failed" for service in awaited):
         return Outcome.FAILED
@@ -42,25 +62,71 @@ def outcome(status: Status, first_generations: Mapping[str, int]) -> Outcome:
     return Outcome.READY
 
 
-def troubles(status: Status, names: Mapping[str, int]) -> list[str]:
-    """A sentence for each of the named services that failed or waits for one that did."""
+def troubles(status: Status, names: Collection[str]) -> list[ServiceInfo]:
+    """The named services that failed or wait for one that did."""
     return [
-        f"{service['service']} {service['state']}: {service['why']}"
+        service
         for service in _awaited(status, names)
         if service["state"] == "failed" or _is_blocked(service)
     ]
 
 
-def unready(status: Status, names: Mapping[str, int]) -> list[str]:
-    """The named services that are not ready, with their states."""
+def unready(status: Status, names: Collection[str]) -> list[str]:
+    """The named services that are not ready, with their states and reasons."""
     return [
-        f"{service['service']} ({service['state']})"
+        f"{service['service']} ({service['state']}{_because(service)})"
         for service in _awaited(status, names)
         if service["state"] != "ready"
     ]
 
 
-def _awaited(status: Status, names: Mapping[str, int]) -> list[ServiceInfo]:
+def unrestarted(status: Status, first_generations: Mapping[str, int]) -> str:
+    """A sentence about services that a rolling restart ended before; "" while there are none.
+
+    The roll ends at a service that does not become ready.
+    """
+    pending = status["daemon"]["restarting"]
+    left = [
+        service["service"]
+        for service in _awaited(status, first_generations)
+        if service["want"] == "up"
+        and service["service"] not in pending
+        and service["generation"] < first_generations[service["service"]]
+    ]
+    if not left:
+        return ""
+    culprit = _culprit(status, first_generations)
+    if culprit is None:
+        return f"{_were(left)} not restarted"
+    reason = f"{culprit['service']} did not become ready ({culprit['why'] or culprit['state']})"
+    others = [name for name in left if name != culprit["service"]]
+    return f"{_were(others)} not restarted: {reason}" if others else reason
+
+
+def _culprit(status: Status, first_generations: Mapping[str, int]) -> ServiceInfo | None:
+    """The service that is not ready, first of those that were restarted."""
+    candidates = [
+        service
+        for service in _awaited(status, first_generations)
+        if service["want"] == "up" and service["state"] != "ready"
+    ]
+    restarted = [
+        service
+        for service in candidates
+        if service["generation"] >= first_generations[service["service"]]
+    ]
+    return next(iter(restarted or candidates), None)
+
+
+def _were(names: Collection[str]) -> str:
+    return f"{', '.join(names)} {'was' if len(names) == 1 else 'were'}"
+
+
+def _because(service: ServiceInfo) -> str:
+    return f": {service['why']}" if service["why"] else ""
+
+
+def _awaited(status: Status, names: Collection[str]) -> list[ServiceInfo]:
     return [service for service in status["services"] if service["service"] in names]
 
 
@@ -68,8 +134,10 @@ def _is_blocked(service: ServiceInfo) -> bool:
     return service["state"] == "stopped" and service["want"] == "up"
 
 
-def _is_moving(service: ServiceInfo, first_generation: int) -> bool:
-    if _is_blocked(service):
+def _is_moving(service: ServiceInfo, first_generations: Mapping[str, int], status: Status) -> bool:
+    if service["service"] in status["daemon"]["restarting"]:
+        return True
+    if service["state"] == "stopped":  # by somebody else, or blocked
         return False
-    is_settled = service["state"] in {"ready", "failed", "stopped"}
-    return not is_settled or service["generation"] < first_generation
+    is_settled = service["state"] in {"ready", "failed"}
+    return not is_settled or service["generation"] < first_generations[service["service"]]

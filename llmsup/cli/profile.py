@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from llmsup.config.dump import document, toml
-from llmsup.config.load import Loaded, load
+from llmsup.config.load import load, look
 from llmsup.config.paths import paths
 from llmsup.config.profiles import available, default_name, find
+from llmsup.config.wording import one_line
 
 app = typer.Typer(help="Profiles: list, show, validate.", no_args_is_help=True)
 
@@ -50,19 +51,36 @@ def list_profiles(*, as_json: AsJson = False) -> None:
 
 @app.command()
 def show(name: Name = None, *, settings: Settings = None, as_json: AsJson = False) -> None:
-    """What is in effect: variables filled in, defaults added, paths found, secrets masked."""
-    loaded = _load(name, settings)
+    """What is in effect: variables filled in, defaults added, paths found, secrets masked.
+
+    A profile whose model files are missing is shown, too; they are named on stderr.
+    """
+    loaded, missing = look(
+        name or default_name(os.environ),
+        environ=os.environ,
+        overrides=settings or (),
+        config_dir=paths().config,
+    )
     table = document(loaded.profile)
     if as_json:
         typer.echo(json.dumps(table, indent=2))
-        return
-    typer.echo(f"# {loaded.name}: {loaded.path}\n{toml(table)}")
+    else:
+        typer.echo(f"# {one_line(f'{loaded.name}: {loaded.path}')}\n{toml(table)}")
+    if missing is not None:
+        for problem in missing.problems:
+            typer.echo(f"missing: {problem}", err=True)
+        typer.echo(f"hint: {missing.hint}", err=True)
 
 
 @app.command()
 def validate(name: Name = None, *, settings: Settings = None) -> None:
     """Every problem of a profile, one a line; exit 2 where there is one."""
-    loaded = _load(name, settings)
+    loaded = load(
+        name or default_name(os.environ),
+        environ=os.environ,
+        overrides=settings or (),
+        config_dir=paths().config,
+    )
     services = _counted(len(loaded.profile.service), "service")
     routes = _counted(len(loaded.profile.route), "route")
     typer.echo(f"{loaded.name}: ok ({services}, {routes})")
@@ -72,15 +90,6 @@ def validate(name: Name = None, *, settings: Settings = None) -> None:
 def path(name: Name = None) -> None:
     """The file of a profile."""
     typer.echo(find(name or default_name(os.environ), paths().config))
-
-
-def _load(name: str | None, settings: list[str] | None) -> Loaded:
-    return load(
-        name or default_name(os.environ),
-        environ=os.environ,
-        overrides=settings or (),
-        config_dir=paths().config,
-    )
 
 
 def _counted(count: int, noun: str) -> str:

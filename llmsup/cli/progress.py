@@ -26,9 +26,11 @@ def progress(names: Container[str] | None = None) -> Iterator[Show]:
 
 @contextmanager
 def _redrawn() -> Iterator[Callable[[Sequence[ServiceInfo]], None]]:
-    width, colour = terminal.width(sys.stderr), terminal.has_colour(sys.stderr)
+    colour = terminal.has_colour(sys.stderr)
     with live(sys.stderr) as draw:
-        yield lambda infos: draw(render.services(infos, width=width, colour=colour))
+        yield lambda infos: draw(
+            render.services(infos, width=terminal.width(sys.stderr), colour=colour)
+        )
 
 
 @contextmanager

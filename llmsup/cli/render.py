@@ -46,7 +46,9 @@ _SERVICE_COLUMNS = (
     Column("UPTIME", is_number=True),
     Column("WHY"),
 )
-_STATE, _MODEL, _WHY = 1, 2, 8
+_STATE, _MODEL, _LAYERS, _VRAM, _RESTARTS, _WHY = 1, 2, 3, 4, 6, 8
+_DISPENSABLE = (_WHY, _VRAM, _LAYERS, _RESTARTS)
+"""What a narrow terminal does without, in this order; a reason then stands below the table."""
 _UPSTREAM_COLUMNS = (Column("ROUTE"), Column("DESIRED"), Column("PUBLISHED"), Column("ENVOY HAS"))
 
 
@@ -79,21 +81,22 @@ def address(snapshot: Status) -> str:
 def services(
     infos: Sequence[ServiceInfo], *, width: int | None = None, colour: bool = False
 ) -> str:
-    """The table of services, at most `width` wide; what was cut follows below it in full."""
+    """The table of services, at most `width` wide; reasons that were cut follow it in full."""
     rows = [_service_row(info) for info in infos]
-    fitted = _fit(rows, width)
+    shown, limits = _layout(rows, width)
 
     def paint(column: int, cell: str, padded: str) -> str:
-        return _painted(padded, _COLOURS.get(cell, "")) if column == _STATE else padded
+        return _painted(padded, _COLOURS.get(cell, "")) if shown[column] == _STATE else padded
 
-    lines = _table(_SERVICE_COLUMNS, fitted, paint if colour else _plain)
+    lines = _table(
+        [_SERVICE_COLUMNS[column] for column in shown],
+        [tuple(_cut(row[column], limits.get(column)) for column in shown) for row in rows],
+        paint if colour else _plain,
+    )
     if colour:
         lines[0] = _painted(lines[0], _BOLD)
-    cut = [
-        f"{row[0]}: {row[_WHY]}"
-        for row, shown in zip(rows, fitted, strict=True)
-        if row[_WHY] != shown[_WHY]
-    ]
+    why_width = limits.get(_WHY) if _WHY in shown else 0
+    cut = [f"{row[0]}: {row[_WHY]}" for row in rows if _cut(row[_WHY], why_width) != row[_WHY]]
     return "\n".join([*lines, "", *cut] if cut else lines)
 
 
@@ -111,12 +114,22 @@ def upstreams(infos: Sequence[UpstreamsInfo]) -> str:
     return "\n".join(_table(_UPSTREAM_COLUMNS, rows, _plain))
 
 
-def event(info: EventInfo, zone: tzinfo | None = None) -> str:
-    """One line of `llmsup events`, in local time or that of `zone`."""
-    moment = datetime.fromtimestamp(info["time"], UTC).astimezone(zone)
+def event(info: EventInfo, zone: tzinfo | None = None, *, width: int = 0) -> str:
+    """One line of `llmsup events`, in local time or that of `zone`; names padded to `width`."""
+    moment = _moment(info, zone)
     stamp = f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03d}"
-    subject = info.get("service") or info.get("route") or "daemon"
-    return GAP.join(part for part in (stamp, subject, _news(info), _cleaned(_why(info))) if part)
+    name = f"{subject(info):<{width}}"
+    return GAP.join(part for part in (stamp, name, _news(info), _cleaned(_why(info))) if part)
+
+
+def day(info: EventInfo, zone: tzinfo | None = None) -> str:
+    """The day of an event, as the line above the first of that day."""
+    return f"{_moment(info, zone):%Y-%m-%d}"
+
+
+def subject(info: EventInfo) -> str:
+    """What an event is about: a service, a route, or the daemon."""
+    return info.get("service") or info.get("route") or "daemon"
 
 
 def changes(before: Mapping[str, str], infos: Sequence[ServiceInfo], elapsed_s: float) -> list[str]:
@@ -173,22 +186,38 @@ def _service_row(info: ServiceInfo) -> tuple[str, ...]:
     )
 
 
-def _fit(rows: Sequence[tuple[str, ...]], width: int | None) -> list[tuple[str, ...]]:
-    """The rows with their models, then their reasons, cut so that a line has `width` columns."""
+def _layout(
+    rows: Sequence[tuple[str, ...]], width: int | None
+) -> tuple[list[int], Mapping[int, int]]:
+    """The columns that are shown in `width`, and how wide models and reasons may be."""
+    shown = list(range(len(_SERVICE_COLUMNS)))
     if width is None:
-        return list(rows)
+        return shown, {}
     widths = _widths(_SERVICE_COLUMNS, rows)
-    fixed = sum(widths) - widths[_MODEL] - widths[_WHY] + len(GAP) * (len(widths) - 1)
-    why = min(widths[_WHY], max(WHY_MIN_WIDTH, width - fixed - widths[_MODEL]))
-    model = min(widths[_MODEL], max(MODEL_MIN_WIDTH, width - fixed - why))
-    limits = {_MODEL: model, _WHY: why}
-    return [
-        tuple(_cut(cell, limits.get(column)) for column, cell in enumerate(row)) for row in rows
-    ]
+    least = {
+        _MODEL: min(widths[_MODEL], MODEL_MIN_WIDTH),
+        _WHY: min(widths[_WHY], WHY_MIN_WIDTH),
+    }
+    for dropped in (None, *_DISPENSABLE):
+        shown = [column for column in shown if column != dropped]
+        gaps = len(GAP) * (len(shown) - 1)
+        fixed = gaps + sum(widths[column] for column in shown if column not in least)
+        spare = width - fixed - sum(least[column] for column in shown if column in least)
+        if spare >= 0:
+            break
+    limits = dict(least)
+    for column in (_MODEL, _WHY):
+        if column in shown and spare > 0:
+            grown = min(widths[column], limits[column] + spare)
+            spare -= grown - limits[column]
+            limits[column] = grown
+    return shown, limits
 
 
 def _cut(cell: str, limit: int | None) -> str:
-    return cell if limit is None or len(cell) <= limit else f"{cell[: limit - 1]}…"
+    if limit is None or len(cell) <= limit:
+        return cell
+    return f"{cell[: limit - 1]}…" if limit else ""
 
 
 def _table(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], paint: Paint) -> list[str]:
@@ -221,10 +250,16 @@ def _painted(text: str, code: str) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if code else text
 
 
+def _moment(info: EventInfo, zone: tzinfo | None) -> datetime:
+    return datetime.fromtimestamp(info["time"], UTC).astimezone(zone)
+
+
 def _news(info: EventInfo) -> str:
     if "state" in info:
-        before = info.get("before")
-        return f"{before} → {info['state']}" if before else info["state"]
+        before, state = info.get("before"), info["state"]
+        if before == state:  # a death that was answered by a spawn at once
+            return f"{state} (generation {info.get('generation', '?')})"
+        return f"{before} → {state}" if before else state
     if "upstreams" in info:
         return f"upstreams: {_listed(info['upstreams'])}"
     return "" if info["event"] == "daemon" else info["event"]

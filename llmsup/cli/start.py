@@ -1,28 +1,28 @@
 """`llmsup start`: the profile, the ports, the daemon, and then the wait for the services."""
 
+import logging
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from llmsup.cli import outcome, render, terminal
-from llmsup.cli.wait import POLL_SOCKET_S, reach, wait_daemon_gone, wait_ready
+from llmsup.cli.spawn import daemon_argv, spawn
+from llmsup.cli.wait import reach, wait_daemon_gone, wait_ready
+from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded, load
 from llmsup.config.paths import Paths, paths
-from llmsup.config.profiles import default_name
+from llmsup.config.profiles import default_name, find
 from llmsup.config.schema import Profile, Qdrant
 from llmsup.control.client import Client
-from llmsup.control.wire import Status
-from llmsup.errors import ConfigError, LlmsupError, NotRunningError, Problem, UnknownStateError
+from llmsup.control.wire import DaemonInfo, Status
+from llmsup.errors import ConfigError, LlmsupError, Problem, UsageError
 from llmsup.host import ports
 from llmsup.host.leftovers import home_mark
 from llmsup.host.process import marked
 
-DAEMON_TIMEOUT_S = 30.0
+ANEW = "llmsup stop, then llmsup start"
 
 
 def start(
@@ -34,14 +34,18 @@ def start(
     """
     began = time.monotonic()
     home = paths()
-    status = _settled(home)
-    if status is not None:
-        _require_same(status, source, overrides, home)
-        _complete(home, wait=wait, timeout_s=timeout_s)
-        return
-    loaded = _loaded(source, overrides, home)
-    home.create()
-    status = _spawn(_daemon_argv(loaded, overrides), home)
+    while True:
+        status = _settled(home)
+        if status is not None:
+            _require_same(status["daemon"], source, overrides, home)
+            _complete(home, wait=wait, timeout_s=timeout_s)
+            return
+        loaded = _loaded(source, overrides, home)
+        home.create()
+        status = spawn(daemon_argv(loaded.path, overrides), home)
+        if status is not None:
+            break
+        # Another start was quicker: what it brought up may be what is asked for here.
     if wait:
         _wait_up(home, _wanted(status), timeout_s, began)
     else:
@@ -57,7 +61,7 @@ def start_in_foreground(source: str | None, overrides: Sequence[str]) -> None:
         raise LlmsupError(
             f"already up: {daemon['profile']} (daemon pid {daemon['pid']})", hint="llmsup stop"
         )
-    argv = _daemon_argv(_loaded(source, overrides, home), overrides)
+    argv = daemon_argv(_loaded(source, overrides, home).path, overrides)
     os.execv(argv[0], argv)  # noqa: S606 - no shell is meant
 
 
@@ -72,19 +76,25 @@ def _settled(home: Paths) -> Status | None:
 
 
 def _loaded(source: str | None, overrides: Sequence[str], home: Paths) -> Loaded:
-    """The profile without problems, its ports free. Raises ConfigError."""
+    """The profile without problems, its ports free. Raises ConfigError and UsageError."""
+    _require_log_level(os.environ.get("LLMSUP_LOG") or "info")
     loaded = load(
         source or default_name(os.environ),
         environ=os.environ,
         overrides=overrides,
         config_dir=home.config,
     )
-    # What a killed daemon left behind is ended by the next one.
-    own = set(marked(home_mark(home)))
-    problems = [
-        Problem(str(loaded.path), key, f"port {port} is taken by {ports.describe(owner)}")
+    holders = [
+        (owner, key, port)
         for key, port in _ports(loaded.profile).items()
         for owner in ports.owners(port)
+    ]
+    # What a killed daemon left behind is ended by the next one. Looked for last: another start may
+    # be bringing them up just now.
+    own = set(marked(home_mark(home))) if holders else set()
+    problems = [
+        Problem(str(loaded.path), key, f"port {port} is taken by {ports.describe(owner)}")
+        for owner, key, port in holders
         if owner.pid not in own
     ]
     if problems:
@@ -103,21 +113,41 @@ def _ports(profile: Profile) -> Mapping[str, int]:
     return found
 
 
-def _require_same(
-    status: Status, source: str | None, overrides: Sequence[str], home: Paths
-) -> None:
-    """Raise LlmsupError where another profile than the one that is up is asked for."""
-    up = status["daemon"]["profile"]
-    if overrides:
-        raise LlmsupError(
-            f"{up} is up already: --set has no effect on it", hint="llmsup stop, then llmsup start"
+def _require_log_level(level: str) -> None:
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise UsageError(
+            f"LLMSUP_LOG is {level}, which is no level", hint="one of debug, info, warning, error"
         )
-    if source is None:
-        return
-    asked = load(source, environ=os.environ, config_dir=home.config)
-    if str(asked.path) != status["daemon"]["profile_path"]:
-        other = asked.name if asked.name != up else str(asked.path)
-        raise LlmsupError(f"{up} is up, not {other}", hint="llmsup stop first")
+
+
+def _require_same(
+    daemon: DaemonInfo, source: str | None, overrides: Sequence[str], home: Paths
+) -> None:
+    """Raise LlmsupError where something else than what is up is asked for.
+
+    Raises ConfigError where that is a file with problems.
+    """
+    up, path = daemon["profile"], Path(daemon["profile_path"])
+    if source is not None:
+        asked = find(source, home.config)
+        if asked.resolve() != path.resolve():
+            if asked.stem != source:
+                # A file that is pointed at is being worked on: its own problems come first. One
+                # that goes by its name may be of another machine.
+                load(asked, environ=os.environ, overrides=overrides, config_dir=home.config)
+            other = asked.stem if asked.stem != up else str(asked)
+            raise LlmsupError(f"{up} is up, not {other}", hint="llmsup stop first")
+    in_force = daemon["overrides"]
+    is_asked_for = source is not None or overrides
+    if is_asked_for and _by_key(overrides) != _by_key(in_force):
+        options = " ".join(f"--set {text}" for text in in_force) or "no --set"
+        raise LlmsupError(f"{up} is up with {options}", hint=ANEW)
+    if daemon["profile_digest"] and digest(path) not in {"", daemon["profile_digest"]}:
+        raise LlmsupError(f"{path} has changed since the start", hint=ANEW)
+
+
+def _by_key(overrides: Sequence[str]) -> dict[str, str]:
+    return {key.strip(): value for key, _, value in (text.partition("=") for text in overrides)}
 
 
 def _complete(home: Paths, *, wait: bool, timeout_s: float | None) -> None:
@@ -128,7 +158,7 @@ def _complete(home: Paths, *, wait: bool, timeout_s: float | None) -> None:
     changed = client.start()["changed"]
     status = client.status()
     if not changed and not outcome.is_degraded(status):
-        count = render.count(len(outcome.wanted(status)), "service")
+        count = render.count(outcome.count_wanted(status), "service")
         terminal.say(f"already up: {status['daemon']['profile']}, {count}")
     elif wait:
         again = {name: before[name] + 1 for name in changed}
@@ -145,47 +175,8 @@ def _wanted(status: Status) -> dict[str, int]:
 def _wait_up(
     home: Paths, first_generations: Mapping[str, int], timeout_s: float | None, began: float
 ) -> None:
-    status = wait_ready(Client(home), first_generations, timeout_s=timeout_s)
-    count = render.count(len(outcome.wanted(status)), "service")
+    status = wait_ready(home, first_generations, timeout_s=timeout_s)
+    count = render.count(outcome.count_wanted(status), "service")
     elapsed_s = time.monotonic() - began
     name = status["daemon"]["profile"]
     terminal.say(f"up: {name}, {count} ready in {elapsed_s:.1f} s · {render.address(status)}")
-
-
-def _daemon_argv(loaded: Loaded, overrides: Sequence[str]) -> list[str]:
-    argv = [sys.executable, "-m", "llmsup.daemon", "--profile", str(loaded.path)]
-    return argv + [word for override in overrides for word in ("--set", override)]
-
-
-def _spawn(argv: Sequence[str], home: Paths) -> Status:
-    """Start the daemon in a session of its own; returns its first answer."""
-    with home.daemon_log.open("ab") as log:
-        offset = log.tell()
-        daemon = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    deadline = time.monotonic() + DAEMON_TIMEOUT_S
-    while daemon.poll() is None:
-        if home.control_socket.exists():
-            # The socket may be that of an earlier daemon, not yet replaced.
-            with suppress(NotRunningError, UnknownStateError):
-                return Client(home).status()
-        if time.monotonic() >= deadline:
-            raise UnknownStateError(
-                f"the daemon (pid {daemon.pid}) has not answered for {DAEMON_TIMEOUT_S:g} s",
-                hint=f"see {home.daemon_log}",
-            )
-        time.sleep(POLL_SOCKET_S)
-    raise LlmsupError(
-        f"the daemon ended at once: {_last_words(home.daemon_log, offset)}",
-        hint=f"see {home.daemon_log}",
-    )
-
-
-def _last_words(log: Path, offset: int) -> str:
-    """The last error that the daemon wrote after `offset`, else its last line."""
-    with log.open("rb") as file:
-        file.seek(offset)
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["it said nothing"])[-1]

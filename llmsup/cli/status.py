@@ -17,7 +17,7 @@ NOT_RUNNING: dict[str, object] = {
 
 
 def status(*, as_json: bool) -> int:
-    """Show the stack; returns 0 where all that is wanted is ready, else 1."""
+    """Show the stack; returns 0 where all that is wanted is ready, 1 where it is degraded."""
     try:
         snapshot = Client(paths()).status()
     except NotRunningError:

@@ -1,56 +1,75 @@
-"""`llmsup stop` and `llmsup restart`."""
+"""`llmsup stop`."""
 
-import time
+import shutil
 from collections.abc import Sequence
 
 from llmsup.cli import outcome, render, terminal
-from llmsup.cli.wait import reach, wait_daemon_gone, wait_ready, wait_stopped
+from llmsup.cli.wait import end_unreachable, reach, wait_daemon_gone, wait_stopped
+from llmsup.config.files import exists
 from llmsup.config.paths import Paths, paths
-from llmsup.control.client import Client
+from llmsup.control.client import Client, NoSocketError
+from llmsup.errors import LlmsupError
 from llmsup.host import leftovers
 from llmsup.host.lock import Lock
+from llmsup.host.process import marked
+from llmsup.services.envoy import Layout
 
 
 def stop_stack(*, now: bool) -> None:
     """End the stack and its daemon; where there is none, what a killed one left behind."""
     home = paths()
-    status = reach(home)
+    try:
+        status = reach(home)
+    except NoSocketError:
+        if not end_unreachable(home, now=now):
+            raise
+        terminal.say("stopped")
+        return
     if status is None:
         _end_leftovers(home)
         return
-    count = len(outcome.wanted(status))
     Client(home).shut_down(now=now)
     wait_daemon_gone(home)
-    name = status["daemon"]["profile"]
+    name, count = status["daemon"]["profile"], outcome.count_up(status)
     terminal.say(f"stopped: {name} ({render.count(count, 'service')})")
 
 
 def stop_services(services: Sequence[str], *, now: bool) -> None:
-    """Stop these and wait until they are."""
+    """Stop these and wait until they are. Raises LlmsupError where one is started again."""
     client = Client(paths())
-    changed = client.stop(services, now=now)["changed"]
-    if not changed:
-        terminal.say(f"already stopped: {', '.join(services)}")
-        return
-    wait_stopped(client, changed)
-    terminal.say(f"stopped: {', '.join(services)}")
-
-
-def restart(services: Sequence[str], *, now: bool) -> None:
-    """Give these, or all that are wanted, a new process each; wait until they are ready."""
-    began = time.monotonic()
-    client = Client(paths())
+    names = tuple(dict.fromkeys(services))
     before = {info["service"]: info["generation"] for info in client.status()["services"]}
-    changed = client.restart(services, now=now)["changed"]
-    wait_ready(client, {name: before[name] + 1 for name in changed})
-    terminal.say(f"restarted: {', '.join(changed)} in {time.monotonic() - began:.1f} s")
+    changed = client.stop(names, now=now)["changed"]
+    if not changed:
+        terminal.say(f"already stopped: {', '.join(names)}")
+        return
+    again = wait_stopped(client, {name: before[name] for name in changed})
+    if again:
+        were = "was" if len(again) == 1 else "were"
+        raise LlmsupError(
+            f"{', '.join(again)} {were} started again meanwhile", hint="llmsup status shows it"
+        )
+    terminal.say(f"stopped: {', '.join(names)}")
 
 
 def _end_leftovers(home: Paths) -> None:
-    home.create()
-    # Held until we exit, so that none of the processes belongs to a daemon that is just starting.
-    Lock.acquire(home.lock)
+    """What a killed daemon left: processes, and files that say that it is there."""
+    left = marked(leftovers.home_mark(home))
+    if not left and not exists(home.control_socket) and not exists(home.gateway):
+        terminal.say("not up")
+        return
+    try:
+        # Held until we exit, so that nothing of it belongs to a daemon that is just starting.
+        Lock.acquire(home.lock)
+    except LlmsupError:
+        if left:
+            raise
+        terminal.say("not up")
+        return
     ended = leftovers.end(home)
+    Layout(home.gateway).shared_memory.unlink(missing_ok=True)
+    shutil.rmtree(home.gateway, ignore_errors=True)
+    home.control_socket.unlink(missing_ok=True)
     if ended:
         terminal.say(f"ended {render.count(ended, 'process')} that a killed daemon had left")
     else:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from msgspec import UNSET, Meta, Struct, ValidationError, convert
 from msgspec.structs import FieldInfo, fields
 
+from llmsup.config.interpolated import Interpolated, made_of
 from llmsup.config.units import parse_duration_s
 from llmsup.config.wording import Key, choices, quoted, shown, suggestion
 
@@ -22,12 +23,6 @@ Report = Callable[[Key, str], None]
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _LOGICAL = {"true": True, "false": False}
-
-
-class Interpolated(str):
-    """Text from `${VAR}` or `--set`. It is read as its field's type, since it cannot carry one."""
-
-    __slots__ = ()
 
 
 def decode(value: object, wanted: Any, key: Key, report: Report) -> Any:
@@ -165,9 +160,12 @@ def _leaf(value: object, wanted: Any, key: Key, report: Report) -> Any:
         readings = _durations_s(value) if extra.get("unit") == "duration" else _readings(value)
         for reading in readings:
             try:
-                return convert(reading, wanted, strict=True)
+                result = convert(reading, wanted, strict=True)
             except ValidationError:
                 continue
+            if isinstance(result, str) and isinstance(value, str):
+                return made_of(result, value)
+            return result
         raise ValueError(f"expected {expected(wanted)}, got {shown(value)}")
     except ValueError as error:
         report(key, str(error))

@@ -7,14 +7,12 @@ from typing import Any
 from msgspec import Meta, Struct
 from msgspec.structs import fields
 
+from llmsup.config.masking import masked, masked_variable
 from llmsup.config.schema import Profile
 from llmsup.config.units import duration, parse_duration_s
-from llmsup.config.wording import dotted
 
-MASK = "***"
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
-_SECRET_FLAG = re.compile(r"--?([a-z]+-)*(key|token|secret|password)", re.IGNORECASE)
-_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "$": "$$"}
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def document(profile: Profile) -> dict[str, Any]:
@@ -28,10 +26,10 @@ def document(profile: Profile) -> dict[str, Any]:
 def toml(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
     """A document as a profile that says the same. Tables come after the values."""
     values = {name: item for name, item in table.items() if not isinstance(item, dict)}
-    lines = [f"{dotted((name,))} = {_value(item)}" for name, item in values.items()]
+    lines = [f"{_key(name)} = {_value(item)}" for name, item in values.items()]
     blocks: list[str] = []
     if lines:
-        header = [f"[{dotted(path)}]"] if path else []
+        header = [f"[{'.'.join(map(_key, path))}]"] if path else []
         blocks.append("\n".join(header + lines))
     for name, item in table.items():
         if isinstance(item, dict) and item:
@@ -54,30 +52,15 @@ def _item(name: str, value: Any, wanted: Any) -> Any:
     if isinstance(value, Struct):
         return _table(value)
     if name == "env":
-        return {key: MASK if _SECRET_NAME.search(key) else text for key, text in value.items()}
+        return {key: masked_variable(key, text) for key, text in value.items()}
     if isinstance(value, dict):
         return {key: _item(key, item, None) for key, item in value.items()}
     if name in {"args", "command"}:
-        return _masked(value)
+        return masked(value)
     metas = (meta for meta in getattr(wanted, "__metadata__", ()) if isinstance(meta, Meta))
     if any((meta.extra or {}).get("unit") == "duration" for meta in metas):
         return _duration(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _masked(argv: tuple[str, ...]) -> list[str]:
-    shown: list[str] = []
-    previous = ""
-    for argument in argv:
-        flag, equals, _ = argument.partition("=")
-        if _SECRET_FLAG.fullmatch(previous):
-            shown.append(MASK)
-        elif equals and _SECRET_FLAG.fullmatch(flag):
-            shown.append(f"{flag}={MASK}")
-        else:
-            shown.append(argument)
-        previous = argument
-    return shown
 
 
 def _duration(seconds: float) -> str:
@@ -91,8 +74,17 @@ def _value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
     if isinstance(value, str):
-        return '"' + "".join(map(_character, value)) + '"'
+        return _quoted(value.replace("$", "$$"))
     return str(value)
+
+
+def _key(name: str) -> str:
+    """A key as TOML writes it, whole: variables are not filled in there."""
+    return name if _BARE_KEY.fullmatch(name) else _quoted(name)
+
+
+def _quoted(text: str) -> str:
+    return '"' + "".join(map(_character, text)) + '"'
 
 
 def _character(character: str) -> str:

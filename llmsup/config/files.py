@@ -5,6 +5,8 @@ import stat
 from hashlib import sha256
 from pathlib import Path
 
+from llmsup.config.wording import quoted
+
 TEXT_LIMIT_BYTES = 1 << 20
 
 
@@ -57,11 +59,16 @@ def is_directory(path: Path) -> bool:
 
 
 def located(text: str, base: Path) -> Path:
-    """The absolute path that `text` names in a file of the directory `base`; `~` is expanded."""
+    """The absolute path that `text` names in a file of the directory `base`; `~` is expanded.
+
+    Raises ValueError for the `~` of a user who is not there.
+    """
     try:
         path = Path(text).expanduser()
-    except RuntimeError:  # a "~name" that is no user: a file may be called that
-        path = Path(text)
+    except RuntimeError:
+        raise ValueError(
+            f"{quoted(text)}: there is no such home directory; write an absolute path"
+        ) from None
     return Path(os.path.normpath(base / path))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 _FLAGS_BY_KEY = {
-    "model": "-m --model -mu --model-url -hf -hfr --hf-repo -hff --hf-file",
+    "model": "-m --model -mu --model-url -hf -hfr --hf-repo -hff --hf-file -dr --docker-repo",
     "port": "--port",
     "gpu_layers": "-ngl --gpu-layers --n-gpu-layers",
     "ctx_size": "-c --ctx-size",
@@ -21,6 +21,9 @@ _REFUSED = {
     "--host": "model servers listen on 127.0.0.1 only; clients use gateway.listen",
     "--api-key": "keys belong to the gateway; use gateway.api_keys_file",
     "--api-key-file": "keys belong to the gateway; use gateway.api_keys_file",
+    "--api-prefix": "the gateway asks below / only",
+    "--ssl-key-file": "the gateway asks without TLS, on 127.0.0.1",
+    "--ssl-cert-file": "the gateway asks without TLS, on 127.0.0.1",
     "-fit": "llmsup decides what fits; use gpu_layers",
     "--fit": "llmsup decides what fits; use gpu_layers",
 }
@@ -29,8 +32,13 @@ _REFUSED = {
 def owned_flags(args: Iterable[str]) -> Iterator[tuple[int, str]]:
     """The positions in `args` of flags that llmsup sets itself, with what to write instead."""
     for position, argument in enumerate(args):
-        flag = argument.partition("=")[0]
+        flag = _spelled(argument.partition("=")[0])
         if key := _KEY_BY_FLAG.get(flag):
             yield position, f'"{flag}" is set by llmsup; use the key "{key}" of this service'
         elif reason := _REFUSED.get(flag):
             yield position, f'"{flag}" is set by llmsup: {reason}'
+
+
+def _spelled(flag: str) -> str:
+    """A flag as it is listed here: llama-server takes `_` for `-` in long ones."""
+    return flag.replace("_", "-") if flag.startswith("--") else flag

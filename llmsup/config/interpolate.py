@@ -6,7 +6,8 @@ from typing import Any
 
 from msgspec import UNSET
 
-from llmsup.config.decode import Interpolated, Report
+from llmsup.config.decode import Report
+from llmsup.config.interpolated import Interpolated
 from llmsup.config.wording import Key, quoted
 
 _DOLLAR = re.compile(
@@ -46,8 +47,10 @@ def filled_in(text: str, variables: Mapping[str, str]) -> str:
 
     Raises ValueError naming the variable that is not set, or what would be valid.
     """
+    has_value = False
 
     def value_of(match: re.Match[str]) -> str:
+        nonlocal has_value
         if match["dollar"]:
             return "$"
         if match["brace"]:
@@ -56,19 +59,27 @@ def filled_in(text: str, variables: Mapping[str, str]) -> str:
             )
         if name := match["bare"]:
             raise ValueError(f'{quoted(text)}: write "${{{name}}}" for the variable, "$$" for "$"')
-        return _value(match["name"], match["default"], variables)
+        name, default = match["name"], match["default"]
+        if default is not None:
+            default = _default(name, default)
+        value = variables.get(name)
+        if value or (value is not None and default is None):
+            has_value = True
+            return value
+        if default is None:
+            raise ValueError(f'${{{name}}} is not set; set it or write "${{{name}:-default}}"')
+        return default
 
     result = _DOLLAR.sub(value_of, text)
     has_variable = any(match["name"] for match in _DOLLAR.finditer(text))
-    return Interpolated(result) if has_variable or isinstance(text, Interpolated) else result
+    if not has_variable and not isinstance(text, Interpolated):
+        return result
+    return Interpolated(result, source=str(text) if has_value else "")
 
 
-def _value(name: str, default: str | None, variables: Mapping[str, str]) -> str:
-    value = variables.get(name)
-    if default is None:
-        if value is None:
-            raise ValueError(f'${{{name}}} is not set; set it or write "${{{name}:-default}}"')
-        return value
-    if "${" in default:
-        raise ValueError(f"${{{name}:-…}}: a default cannot contain another variable")
-    return value or default.replace("$$", "$")
+def _default(name: str, written: str) -> str:
+    if any(match["dollar"] is None for match in _DOLLAR.finditer(written)):
+        raise ValueError(
+            f'${{{name}:-…}}: a default cannot contain another variable ("$$" is a "$")'
+        )
+    return written.replace("$$", "$")

@@ -2,39 +2,21 @@
 
 import importlib.util
 import os
+import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmsup.config.files import exists, kind, located
-from llmsup.config.wording import quoted
+from llmsup.config.wording import named, quoted
 
 PACKAGE = "package:"
 _MAGIC = b"GGUF"
+_SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>[0-9]{5})-of-(?P<total>[0-9]{5})\.gguf", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class SearchPath:
-    """The directories of `models.dirs`, and the packages named there that are not installed."""
-
-    directories: tuple[Path, ...]
-    absent_packages: tuple[str, ...] = ()
-
-
-def search_path(dirs: tuple[str, ...], base: Path) -> SearchPath:
-    """Where `dirs` lead, in order; relative ones stand below `base`."""
-    directories: list[Path] = []
-    absent: list[str] = []
-    for entry in dirs:
-        if not entry.startswith(PACKAGE):
-            directories.append(located(entry, base))
-            continue
-        package = entry.removeprefix(PACKAGE)
-        found = package_directories(package)
-        directories.extend(found)
-        if not found:
-            absent.append(package)
-    return SearchPath(tuple(directories), tuple(absent))
+def absent_packages(dirs: tuple[str, ...]) -> tuple[str, ...]:
+    """The packages of `dirs`, after loading, that are not installed."""
+    return tuple(entry.removeprefix(PACKAGE) for entry in dirs if entry.startswith(PACKAGE))
 
 
 def package_directories(package: str) -> tuple[Path, ...]:
@@ -49,37 +31,58 @@ def package_directories(package: str) -> tuple[Path, ...]:
     return tuple(Path(place) for place in places or ())
 
 
-def find_model(model: str, search: SearchPath, base: Path) -> Path:
-    """The file of `model`: as given, in the directories in order, or below `base`.
+def find_model(model: str, dirs: tuple[str, ...], base: Path) -> Path:
+    """The file of `model`: as given, in the absolute `dirs` in order, or in `base`.
 
     Raises ValueError saying where it was looked for, or what is wrong with the file.
     """
-    if model.startswith(("/", "~/")):
+    if model.startswith(("/", "~")):
         path = located(model, base)
+        name = named(model) if named(model) != model else str(path)
         if not exists(path):
-            raise ValueError(f"no such file: {path}")
-        return _gguf(path)
-    directories = (*search.directories, base)
-    for directory in directories:
+            raise ValueError(f"no such file: {name}")
+        return _whole(path, name)
+    places = {Path(entry): named(entry) for entry in dirs if not entry.startswith(PACKAGE)}
+    places.setdefault(base, str(base))
+    for directory, name in places.items():
         if exists(directory / model):
-            return _gguf(directory / model)
-    where = ", ".join(dict.fromkeys(map(str, directories)))
-    words = f"no file {quoted(model)} in {where}"
-    if search.absent_packages:
-        words += f" (package not installed: {', '.join(search.absent_packages)})"
+            return _whole(directory / model, f"{name}/{named(model)}")
+    words = f"no file {quoted(model)} in {', '.join(places.values())}"
+    if absent := absent_packages(dirs):
+        words += f" (package not installed: {', '.join(absent)})"
     raise ValueError(words)
 
 
-def _gguf(path: Path) -> Path:
+def _whole(path: Path, name: str) -> Path:
+    """`path`, a model file with all its parts beside it; problems call it `name`."""
+    _require_gguf(path, name)
+    split = _SPLIT.fullmatch(path.name)
+    if split is None:
+        return path
+    total = int(split["total"])
+    if int(split["part"]) != 1:
+        raise ValueError(f"{name} is part {int(split['part'])} of {total}; name the first part")
+    parts = {
+        number: path.with_name(f"{split['stem']}-{number:05}-of-{total:05}.gguf")
+        for number in range(2, total + 1)
+    }
+    if missing := [number for number, part in parts.items() if not exists(part)]:
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise ValueError(f"{name} has {total} parts; beside it part {missing[0]}{more} is missing")
+    for number, part in parts.items():
+        _require_gguf(part, f"part {number} of {name}")
+    return path
+
+
+def _require_gguf(path: Path, name: str) -> None:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError(f"{path} is {kind(path)}, not a model file")
+            raise ValueError(f"{name} is {kind(path)}, not a model file")
         with path.open("rb") as file:
             start = file.read(len(_MAGIC))
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {os.strerror(error.errno or 0)}") from None
+        raise ValueError(f"{name} cannot be read: {os.strerror(error.errno or 0)}") from None
     if start != _MAGIC:
         raise ValueError(
-            f"{path} is not a GGUF file: it starts with {start!r}" if start else f"{path} is empty"
+            f"{name} is not a GGUF file: it starts with {start!r}" if start else f"{name} is empty"
         )
-    return path

@@ -3,7 +3,7 @@
 import tomllib
 from typing import Any
 
-from llmsup.config.decode import Interpolated
+from llmsup.config.interpolated import Interpolated
 from llmsup.config.wording import Key, dotted, quoted
 
 

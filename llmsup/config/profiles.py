@@ -11,6 +11,7 @@ from llmsup.errors import ConfigError, Problem
 
 SUFFIX = ".toml"
 DEFAULT = "dual"
+_LISTED = "llmsup profile list shows what there is"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ def find(name_or_path: str | Path, config_dir: Path) -> Path:
     """
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in text or text.endswith(SUFFIX):
-        path = located(text, Path.cwd())
+        try:
+            path = located(text, Path.cwd())
+        except ValueError as error:
+            raise ConfigError([Problem("profile", "", str(error))], hint=_LISTED) from None
         if not exists(path):
-            raise ConfigError(
-                [Problem(one_line(text), "", "no such file")],
-                hint="llmsup profile list shows what there is",
-            )
+            raise ConfigError([Problem(one_line(text), "", "no such file")], hint=_LISTED)
         return path
     for directory in (config_dir / "profiles", shipped_directory()):
         path = directory / f"{text}{SUFFIX}"
@@ -62,7 +63,7 @@ def find(name_or_path: str | Path, config_dir: Path) -> Path:
     known = [profile.name for profile in available(config_dir)]
     raise ConfigError(
         [Problem(f"profile {quoted(text)}", "", f"no such profile; {suggestion(text, known)}")],
-        hint=f"known profiles: {', '.join(known)}" if known else "give the path of a TOML file",
+        hint=_LISTED if known else "give the path of a TOML file",
     )
 
 

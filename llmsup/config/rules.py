@@ -8,7 +8,7 @@ from itertools import pairwise
 from llmsup.config.flags import owned_flags
 from llmsup.config.listen import is_loopback, parse_listen
 from llmsup.config.schema import Command, Gateway, LlamaServer, Profile, Qdrant, Service
-from llmsup.config.wording import Key, choices, quoted, suggestion
+from llmsup.config.wording import Key, choices, named, quoted, suggestion
 
 Finding = tuple[Key, str]
 """A problem: where it stands, and what would be valid there."""
@@ -71,8 +71,8 @@ def _gateway(gateway: Gateway) -> Iterator[Finding]:
     if not is_loopback(host) and gateway.api_keys_file is None and said_again is None:
         yield (
             ("gateway", "listen"),
-            f"{gateway.listen} lets other machines in: set gateway.api_keys_file, or, to serve "
-            f"anyone who can reach it, say the address twice: listen_without_api_keys = "
+            f"{named(gateway.listen)} lets other machines in: set gateway.api_keys_file, or, to "
+            f"serve anyone who can reach it, say the address twice: listen_without_api_keys = "
             f"{quoted(gateway.listen)}",
         )
 

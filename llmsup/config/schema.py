@@ -98,7 +98,6 @@ class ServiceTable(Table, frozen=True):
     depends_on: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     env: dict[Variable, str] = {}
-    binary: Text | None = None
     priority: Priority = 0
     pinned: bool = False
     readiness: Readiness = Readiness()
@@ -113,6 +112,7 @@ class LlamaServer(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag
     """A llama.cpp server with one model. After loading, `model` is an absolute path."""
 
     model: Text
+    binary: Text | None = None
     port: Port | None = None
     gpu_layers: GpuLayers = "all"
     ctx_size: Count = 4096
@@ -127,15 +127,19 @@ class LlamaServer(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag
 
 
 class Qdrant(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="qdrant"):
-    """A Qdrant server. `storage` is relative to the state directory."""
+    """A Qdrant server. `storage` is below the state directory unless it is absolute."""
 
+    binary: Text | None = None
     port: Port = 6333
     grpc_port: Port = 6334
     storage: Text = "qdrant"
 
 
 class Command(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="command"):
-    """Any program. With a `port` it is probed there, without one it is ready once it stays up."""
+    """Any program. With a `port` it is probed there, without one it is ready once it stays up.
+
+    After loading, `cwd` is set and a program with a slash is an absolute path.
+    """
 
     command: Annotated[tuple[str, ...], Meta(min_length=1)]
     port: Port | None = None

@@ -4,6 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from llmsup.config.interpolated import source
+
 Key = tuple[str | int, ...]
 """Where a value stands in a profile: table keys, and positions in arrays."""
 
@@ -25,9 +27,13 @@ def dotted(key: Key) -> str:
 
 
 def quoted(text: str) -> str:
-    """`text` on one line, in double quotes, cut where it is long."""
-    short = text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}…"
-    return '"' + "".join(map(_escaped, short)) + '"'
+    """`text` on one line, in double quotes, cut where it is long; never a variable's value."""
+    return _by_source(text) or f'"{_short(text)}"'
+
+
+def named(text: str) -> str:
+    """A path or an address as it is; never a variable's value."""
+    return _by_source(text) or text
 
 
 def shown(value: object) -> str:
@@ -67,6 +73,16 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 def one_line(text: str) -> str:
     """`text` with whatever does not print, line ends above all, as escapes."""
     return "".join(c if c.isprintable() else _unprinted(c) for c in text)
+
+
+def _by_source(text: str) -> str:
+    written = source(text)
+    return written and f"the value of {_short(written)}"
+
+
+def _short(text: str) -> str:
+    short = text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}…"
+    return "".join(map(_escaped, short))
 
 
 def _escaped(character: str) -> str:

@@ -21,6 +21,10 @@ TIMEOUT_S = 5.0
 POLL_S = 0.02
 
 
+class NoSocketError(UnknownStateError):
+    """A daemon holds the lock, and nobody listens on its socket: it starts, stops, or lost it."""
+
+
 class Client:
     """Asks the daemon of one home.
 
@@ -69,6 +73,7 @@ class Client:
         return cast("Answer", answer)
 
     def _ask(self, method: str, path: str, body: Ask | None = None) -> Any:
+        self._paths.require_short()
         connection = _UnixConnection(self._paths.control_socket, self._timeout_s)
         try:
             connection.connect()
@@ -100,9 +105,10 @@ class Client:
         pid = daemon_is_alive(self._paths)
         if pid is None:
             return NotRunningError("llmsup is not running", hint="llmsup start")
-        return UnknownStateError(
-            f"the daemon (pid {pid}) is starting or stopping: it has no control socket",
-            hint=f"try again; its log is {self._paths.daemon_log}",
+        who = f" (pid {pid})" if pid else ""
+        return NoSocketError(
+            f"the daemon{who} is starting or stopping: it has no control socket",
+            hint="try again; if it stays so, llmsup stop ends it",
         )
 
     def _mute(self, error: OSError) -> UnknownStateError:

@@ -9,8 +9,8 @@ from typing import NotRequired, TypedDict
 class DaemonInfo(TypedDict):
     """The daemon itself.
 
-    `profile_digest` is that of the profile's file when it was loaded, `overrides` what `--set` said,
-    `restarting` names the services that a restart has yet to come to.
+    `profile_digest` is that of the profile's file when it was loaded, `overrides` what `--set`
+    said, `restarting` names the services that a restart has yet to come to.
     """
 
     pid: int

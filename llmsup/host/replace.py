@@ -13,3 +13,15 @@ def replace_file(path: Path, temporary: Path, content: bytes) -> None:
     with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
         file.write(content)
     temporary.rename(path)
+
+
+def fingerprint(path: Path) -> tuple[int, ...]:
+    """Of the file at `path`, without reading it: another one once it is replaced or written to.
+
+    Empty where there is none.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

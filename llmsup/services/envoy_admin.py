@@ -1,12 +1,13 @@
 """What Envoy tells about itself on its admin socket: paths to ask, and the answers read."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
 import msgspec
 
 from llmsup.core.routing import Endpoint, UpstreamList
-from llmsup.services.envoy import LISTENER
+from llmsup.services.envoy import LISTENER, cluster_name
 
 CLUSTERS_PATH = "/clusters?format=json"
 DRAIN_PATH = "/drain_listeners?graceful"
@@ -88,9 +89,11 @@ def _seen(status: _HostStatus) -> SeenHost:
     return SeenHost(Host(Endpoint(address.address, address.port_value), draining), active)
 
 
-def hosts(upstream_list: UpstreamList) -> tuple[Host, ...]:
-    """What Envoy has once it has taken this list."""
-    return tuple(Host(upstream.endpoint, upstream.is_draining) for upstream in upstream_list)
+def has(clusters: Clusters, route: str, upstream_list: UpstreamList) -> bool:
+    """Whether Envoy has just this list for the route."""
+    wanted = tuple(Host(upstream.endpoint, upstream.is_draining) for upstream in upstream_list)
+    seen = clusters.get(cluster_name(route))
+    return seen is not None and tuple(it.host for it in seen) == wanted
 
 
 def parse_requests_active(body: bytes) -> int:
@@ -99,3 +102,25 @@ def parse_requests_active(body: bytes) -> int:
     if name != _REQUESTS_ACTIVE:
         raise ValueError(f"Envoy does not know {_REQUESTS_ACTIVE}")
     return int(value)
+
+
+def services(seen: Iterable[SeenHost], lists: Iterable[UpstreamList]) -> tuple[str, ...]:
+    """The services that the hosts belong to, by the endpoints of `lists`."""
+    names = {upstream.endpoint: upstream.service for listed in lists for upstream in listed}
+    return tuple(names.get(it.host.endpoint, f"port {it.host.endpoint.port}") for it in seen)
+
+
+def requests_in_flight(service: str, lists: Mapping[str, UpstreamList], clusters: Clusters) -> int:
+    """Requests that `service` is answering, over the `lists` of all routes.
+
+    At least 1 while Envoy could still send it a new one.
+    """
+    count = 0
+    for route, upstreams in lists.items():
+        seen_hosts = {it.host.endpoint: it for it in clusters.get(cluster_name(route), ())}
+        for upstream in upstreams:
+            seen = seen_hosts.get(upstream.endpoint)
+            if upstream.service == service and seen is not None:
+                is_told = seen.host.is_draining or not upstream.is_draining
+                count += seen.requests_active if is_told else max(seen.requests_active, 1)
+    return count

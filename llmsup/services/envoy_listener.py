@@ -37,6 +37,8 @@ def listeners(layout: Layout, listen: Endpoint, *, needs_key: bool) -> Document:
         "generate_request_id": False,
         "skip_xff_append": True,
         "normalize_path": True,
+        # A server may take "//" for "/", and would repeat what the route table does not.
+        "merge_slashes": True,
         # A generation may be silent for as long as it takes.
         "stream_idle_timeout": "0s",
         "request_headers_timeout": "30s",

@@ -1,7 +1,6 @@
 """Envoy's route table (RDS): which path and model go where, and what Envoy answers by itself."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
@@ -23,28 +22,24 @@ from llmsup.services.envoy_errors import (
     retry_after,
 )
 
-OWN_PATHS = (
-    "/completion",
-    "/completions",
-    "/chat/completions",
-    "/infill",
-    "/tokenize",
-    "/detokenize",
-    "/apply-template",
-    "/embedding",
-    "/embeddings",
-    "/rerank",
-    "/reranking",
-)
-"""llama-server's own inference paths. Those that show or change the server are left out."""
-
-# No "%": an escaped path could reach the server as another one than was matched here.
-INFERENCE = r"/v1/[A-Za-z0-9/_-]+|" + "|".join(re.escape(path) for path in OWN_PATHS)
-STATE_CHANGING = r"/v1/responses(/.*)?"
-
 RETRY_UNSENT = "connect-failure,refused-stream,reset-before-request"
 RETRY_UNANSWERED = f"{RETRY_UNSENT},reset"
 DIRECT_RESPONSE_MAX_BYTES = 1024 * 1024
+
+# Envoy refuses a regex of more than 100 steps, hence more than one.
+REPEATABLE = (
+    r"(/v1)?/(chat/)?completions|/completion|/v1/messages(/count_tokens)?",
+    r"(/v1)?/(embeddings|infill|(de)?tokenize|apply-template|rerank(ing)?)|/embedding",
+)
+"""Known to answer and to keep nothing. Anything else is assumed to have side effects.
+
+Of llama-server's own paths, outside `/v1/`, those that show or change the server are left out.
+"""
+
+# No "%": an escaped path could reach the server as another one than was matched here.
+EXPOSED = (*REPEATABLE, r"/v1/[A-Za-z0-9/_-]+")
+CONTROLLING = r"/v1/stream.*|/v1/chat/completions/control(/.*)?"
+"""What steers the requests of others: llama-server's streams and their control. Never exposed."""
 
 
 def route_table(
@@ -57,6 +52,7 @@ def route_table(
         "routes": [
             _open(_says("alive", {"path": ALIVE_PATH}, 200, {"status": "alive"}), api_keys),
             _open(_health(not_ready), api_keys),
+            _nowhere("not exposed", {"safe_regex": {"regex": CONTROLLING}}),
             *_models(routes),
             *_problems(),
             *(entry for route in routes for entry in _by_model(route)),
@@ -144,7 +140,7 @@ def _by_path(pattern: str, *metadata: Document) -> Document:
 
 def _problems() -> Iterator[Document]:
     """Bodies in which there is no model to route by."""
-    malformed = error("The request body is not valid JSON.", "invalid_json")
+    malformed = error("The body is not JSON that the gateway can read.", "invalid_json")
     missing = error(
         'The request names no model: "model" must be a short string.',
         "missing_model",
@@ -157,14 +153,16 @@ def _problems() -> Iterator[Document]:
         ("missing", missing, _metadata("problem", {"string_match": {"exact": "missing"}})),
         ("not text", not_text, _metadata("model", text, invert=True)),
     ):
-        yield _says(name, _by_path(INFERENCE, metadata), 400, body)
+        for pattern in EXPOSED:
+            yield _says(name, _by_path(pattern, metadata), 400, body)
 
 
 def _by_model(route: Route) -> Iterator[Document]:
     """To the cluster of the route, for its name and its aliases."""
     names = [{"string_match": {"exact": name}} for name in route.names]
     model = _metadata("model", {"or_match": {"value_matchers": names}} if names[1:] else names[0])
-    for pattern, retry_on in ((STATE_CHANGING, RETRY_UNSENT), (INFERENCE, RETRY_UNANSWERED)):
+    for pattern in EXPOSED:
+        retry_on = RETRY_UNANSWERED if pattern in REPEATABLE else RETRY_UNSENT
         yield {
             "name": route.name,
             "match": _by_path(pattern, model),
@@ -172,19 +170,21 @@ def _by_model(route: Route) -> Iterator[Document]:
                 "cluster": cluster_name(route.name),
                 "timeout": "0s",
                 "idle_timeout": "0s",
-                "retry_policy": _retry_policy(retry_on),
+                "retry_policy": _retry_policy(retry_on, len(route.services)),
             },
         }
 
 
-def _retry_policy(retry_on: str) -> Document:
+def _retry_policy(retry_on: str, services: int) -> Document:
     """Repeat what has not been answered, at once and on the next upstream of the list.
 
     No status is in `retry_on`: a 4xx or a 503 of a server is an answer.
     """
     return {
         "retry_on": retry_on,
-        "num_retries": 5,
+        # Each service once, and the first once more: a request that crashes servers was given six
+        # tries, and crashed each of two servers three times.
+        "num_retries": max(services, 1),
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.1s"},
         # Without it every retry goes to the upstream that has just died.
         "retry_priority": {
@@ -201,16 +201,20 @@ def _retry_policy(retry_on: str) -> Document:
 def _unknown(routes: Sequence[Route]) -> Iterator[Document]:
     known = ", ".join(name for route in routes for name in route.names)
     message = f"The model '{ASKED_MODEL}' does not exist. Known models: {literal(known)}."
-    yield {
-        "name": "unknown model",
-        "match": _by_path(INFERENCE),
-        "direct_response": {
-            "status": 404,
-            "body_format": {
-                "json_format": error(message, "model_not_found", param="model"),
-                "content_type": "application/json",
+    for pattern in EXPOSED:
+        yield {
+            "name": "unknown model",
+            "match": _by_path(pattern),
+            "direct_response": {
+                "status": 404,
+                "body_format": {
+                    "json_format": error(message, "model_not_found", param="model"),
+                    "content_type": "application/json",
+                },
             },
-        },
-    }
-    nowhere = error("There is nothing at this path.", "not_found")
-    yield _says("unknown path", {"prefix": "/"}, 404, nowhere)
+        }
+    yield _nowhere("unknown path", {"prefix": "/"})
+
+
+def _nowhere(name: str, match: Document) -> Document:
+    return _says(name, match, 404, error("There is nothing at this path.", "not_found"))

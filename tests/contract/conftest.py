@@ -22,6 +22,7 @@ from llmsup.core.service import State
 from llmsup.gateway import Gateway
 from llmsup.host.fetch import fetch
 from llmsup.services.envoy import ALIVE_PATH, Layout, launch
+from llmsup.services.envoy_admin import Clusters
 from llmsup.services.launch import Target, Via
 
 STUB = Path(__file__).parents[1] / "stubs" / "upstream.py"
@@ -165,14 +166,13 @@ class Stack:
 
     def settle(self, deadline_s: float = 5.0) -> None:
         wait_until(
-            lambda: (
-                not self.gateway.settle(
-                    self.loop.run_until_complete(self.gateway.clusters()), lambda _route, _s: None
-                )
-            ),
+            lambda: not self.gateway.settle(self.clusters(), lambda _route, _s: None),
             "Envoy has what is desired",
             deadline_s,
         )
+
+    def clusters(self) -> Clusters | None:
+        return self.loop.run_until_complete(self.gateway.clusters())
 
     def in_flight(self, service: str) -> int:
         return self.loop.run_until_complete(self.gateway.in_flight(service))

@@ -135,13 +135,40 @@ def test_unanswered_request_is_repeated_on_the_next_upstream(stack: Stack) -> No
     assert stack.stubs["code"].requests(path) > before
 
 
-def test_path_that_changes_state_is_not_repeated_once_sent(stack: Stack) -> None:
-    before = {name: it.requests("/v1/responses") for name, it in stack.stubs.items()}
+@pytest.mark.parametrize(("model", "tries"), [("chat-7b", [2, 1]), ("code-7b", [0, 2])])
+def test_poison_request_is_given_to_few_servers(stack: Stack, model: str, tries: list[int]) -> None:
+    """One more try than the route has services: a request that crashes servers ends soon."""
+    path = "/v1/embeddings"
+    before = [it.requests(path) for it in stack.stubs.values()]
 
-    response = stack.ask(path="/v1/responses", headers=stub(reset=True))
+    response = stack.ask(model, path=path, headers=stub(reset=True))
 
     assert response.status_code == 503
-    after = {name: it.requests("/v1/responses") for name, it in stack.stubs.items()}
+    after = [it.requests(path) for it in stack.stubs.values()]
+    assert [now - then for now, then in zip(after, before, strict=True)] == tries
+
+
+@pytest.mark.parametrize(
+    ("path", "arrives_at"),
+    [
+        ("/v1/responses", "/v1/responses"),
+        ("/v1//responses", "/v1/responses"),
+        ("//v1///responses//", "/v1/responses/"),
+        ("/v1/responses/resp_1/cancel", "/v1/responses/resp_1/cancel"),
+        ("/v1/anything", "/v1/anything"),
+        ("/v1/chat/completions/", "/v1/chat/completions/"),
+    ],
+)
+def test_path_that_may_change_state_is_not_repeated_once_sent(
+    stack: Stack, path: str, arrives_at: str
+) -> None:
+    before = {name: it.requests(arrives_at) for name, it in stack.stubs.items()}
+    url = stack.client.base_url.copy_with(raw_path=path.encode())
+
+    response = stack.client.post(url, json={"model": "chat-7b"}, headers=stub(reset=True))
+
+    assert response.status_code == 503
+    after = {name: it.requests(arrives_at) for name, it in stack.stubs.items()}
     assert after == before | {"chat": before["chat"] + 1}
 
 

@@ -95,6 +95,13 @@ def test_inference_paths_are_exposed(stack: Stack, path: str) -> None:
         "/v1/../slots",
         "/v1/%2e%2e/slots",
         "/v1/..%2fslots",
+        "/v1/stream",
+        "/v1/stream/conv-1",
+        "/v1/streams",
+        "/v1/streams/lookup",
+        "/v1//streams",
+        "/v1/chat/completions/control",
+        "/v1/chat//completions/control/",
         "/v1/x%2fslots",
     ],
 )

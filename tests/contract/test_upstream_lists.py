@@ -2,16 +2,21 @@
 
 import asyncio
 import json
+import signal
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
 
+from llmsup import gateway
 from llmsup.core.routing import Endpoint, Upstream
 from llmsup.core.service import State
 from llmsup.services.envoy_clusters import upstreams
+from llmsup.services.envoy_routes import route_table
 from tests.contract.conftest import READY, ROUTES, Stack, wait_until
 
 SLOW = {"x-stub": json.dumps({"delay_ms": 600})}
@@ -51,9 +56,7 @@ def test_garbage_in_a_list_is_ignored(stack: Stack) -> None:
     path = stack.layout.upstreams("chat-7b")
     for garbage in (b"garbage", b"", b'{"resources": [{"', b'{"resources": [{"unknown": 1}]}'):
         rejected = rejections(stack)
-        spoiled = stack.layout.temporary / "spoiled"
-        spoiled.write_bytes(garbage)
-        spoiled.rename(path)
+        spoil(stack, path, garbage)
         wait_until(partial(is_more, stack, rejected), f"{garbage!r} is rejected")
 
         assert stack.ask().headers["x-llmsup-service"] == "chat"
@@ -161,7 +164,7 @@ def test_envoy_killed_and_started_again_serves_the_same_lists(private: Stack) ->
     private.start_envoy()
     private.publish({"code": State.READY})
     private.envoy.kill()
-    assert private.loop.run_until_complete(private.gateway.confirm())["chat-7b"] is None
+    assert private.clusters() is None
     assert private.in_flight("code") == 0
 
     private.start_envoy()
@@ -178,7 +181,7 @@ def test_missing_list_at_start_is_mended(private: Stack) -> None:
     private.gateway.publish(private.members(READY))
     private.layout.upstreams("chat-7b").unlink()
     private.start_envoy()
-    assert private.loop.run_until_complete(private.gateway.confirm())["chat-7b"] is None
+    assert "chat-7b" not in (private.clusters() or {})
 
     private.settle()
 
@@ -197,10 +200,84 @@ def test_garbage_list_at_start_is_mended(private: Stack) -> None:
     assert private.ask().headers["x-llmsup-service"] == "chat"
 
 
+def keep_confirmed(stack: Stack, condition: Callable[[], bool], what: str) -> None:
+    """Keep the lists confirmed until the condition holds."""
+
+    async def keep() -> None:
+        keeper = asyncio.create_task(stack.gateway.keep_confirmed(lambda _route, _s: None))
+        try:
+            await asyncio.to_thread(wait_until, condition, what, 15)
+        finally:
+            keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeper
+
+    stack.loop.run_until_complete(keep())
+
+
+def spoil(stack: Stack, path: Path, content: bytes) -> None:
+    spoiled = stack.layout.temporary / "spoiled"
+    spoiled.write_bytes(content)
+    spoiled.rename(path)
+
+
+@pytest.mark.parametrize("table", ["listeners", "clusters", "routes"])
+def test_garbage_table_at_start_is_mended(
+    private: Stack, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Envoy would serve nothing for good, and look alive."""
+    monkeypatch.setattr(gateway, "LOOK_AGAIN_S", 0.1)
+    private.gateway.prepare()
+    private.gateway.publish(private.members(READY))
+    spoil(private, getattr(private.layout, table), b"garbage")
+    private.spawn_envoy()
+    wait_until(lambda: private.clusters() is not None, "Envoy's admin interface")
+
+    def answers() -> bool:
+        try:
+            return "x-llmsup-service" in private.ask().headers
+        except httpx.TransportError:
+            return False
+
+    assert not answers()
+    keep_confirmed(private, answers, f"an answer after the {table} were mended")
+
+
+def test_empty_table_of_somebody_else_is_mended_when_envoy_is_started_again(
+    private: Stack,
+) -> None:
+    private.gateway.prepare()
+    private.gateway.publish(private.members(READY))
+    table = route_table((), (), ())
+    spoil(private, private.layout.routes, json.dumps(table).encode())
+    private.start_envoy()
+    assert private.ask().status_code == 404
+
+    private.gateway.wake()
+    private.settle()
+
+    wait_until(lambda: private.ask().status_code == 200, "the route table is mended")
+    assert private.ask().headers["x-llmsup-service"] == "chat"
+
+
+def test_stopped_envoy_is_not_taken_for_one_without_requests(private: Stack) -> None:
+    """It may be answering still, and a drain that took its silence for 0 would cut the answers."""
+    private.gateway.prepare()
+    private.start_envoy()
+    private.publish(READY)
+    private.envoy.signal(signal.SIGSTOP)
+
+    assert private.in_flight("chat") == 1
+
+    private.envoy.kill()
+    assert private.in_flight("chat") == 0
+    assert private.loop.run_until_complete(private.gateway.requests_active()) == 0
+
+
 @pytest.mark.parametrize("members", [{}, {"chat": State.READY}, READY])
 def test_list_always_ends_as_desired(stack: Stack, members: dict[str, State]) -> None:
     stack.publish(members)
 
-    seen = stack.loop.run_until_complete(stack.gateway.confirm())
-
-    assert seen["chat-7b"] == tuple(members)
+    assert stack.gateway.confirmed["chat-7b"] == tuple(members)
+    seen = (stack.clusters() or {})["chat-7b"]
+    assert [it.host.endpoint.port for it in seen] == [stack.stubs[name].port for name in members]

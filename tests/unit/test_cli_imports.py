@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HEAVY = {
     "asyncio", "hypothesis", "httpx", "llmsup.config.load", "llmsup.daemon", "msgspec", "pydantic",
     "pynvml", "rich", "starlette", "subprocess", "typer", "uvicorn",
@@ -15,6 +17,21 @@ import sys
 from llmsup.cli.main import main
 status = main(["status"])
 print(status, *sys.modules)
+"""
+
+
+INTERRUPTED = """
+import sys
+from importlib.abc import MetaPathFinder
+from llmsup.cli.main import main
+
+class Interrupt(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == sys.argv[1]:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+sys.exit(main(["status"]))
 """
 
 
@@ -32,3 +49,17 @@ def test_status_imports_neither_frameworks_nor_the_loader(tmp_path: Path) -> Non
 
     assert (status, done.stderr) == ("3", "error: llmsup is not running\nhint: llmsup start\n")
     assert HEAVY.intersection(modules) == set()
+
+
+@pytest.mark.parametrize("module", ["llmsup.cli.terminal", "llmsup.cli.status", "llmsup.errors"])
+def test_ctrl_c_during_imports_is_quiet(tmp_path: Path, module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, module],
+        env={**os.environ, "LLMSUP_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

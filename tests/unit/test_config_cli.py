@@ -1,4 +1,5 @@
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,19 @@ def test_show_prints_what_is_in_effect_without_secrets(mine: Path) -> None:
     assert 'listen = "127.0.0.1:8000"' in text
     assert 'backoff = "2s"' in text
     assert "s3cret" not in text
+
+
+def test_show_prints_a_profile_whose_models_are_missing(mine: Path) -> None:
+    mine.write_text('[service.a]\nkind = "llama-server"\nmodel = "none.gguf"\n')
+
+    result = CliRunner().invoke(app, ["show", "mine"], catch_exceptions=False)
+
+    assert result.exit_code == 0
+    assert 'model = "none.gguf"' in result.stdout
+    assert tomllib.loads(result.stdout)["service"]["a"]["kind"] == "llama-server"
+    [line, hint] = result.stderr.splitlines()
+    assert line.startswith(f'missing: {mine}: service.a.model: no file "none.gguf" in ')
+    assert hint.startswith("hint: put the file into one of models.dirs")
 
 
 def test_show_json_is_the_same_document() -> None:

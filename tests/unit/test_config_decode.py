@@ -3,11 +3,13 @@ from typing import Any
 import pytest
 from msgspec import UNSET
 
-from llmsup.config.decode import Interpolated, decode
+from llmsup.config.decode import decode
+from llmsup.config.interpolated import Interpolated
 from llmsup.config.schema import (
     Count,
     GpuLayers,
     LlamaServer,
+    Name,
     Port,
     Profile,
     Readiness,
@@ -78,6 +80,20 @@ def test_an_invalid_value_says_what_would_be_valid(value: object, wanted: Any, w
     assert result is UNSET
     assert words in found["k"]
     assert len(found["k"]) < 200
+
+
+@pytest.mark.parametrize("wanted", [Port, Seconds, GpuLayers, bool, Name])
+def test_the_value_of_a_variable_is_not_shown(wanted: Any) -> None:
+    _, found = decoded(Interpolated("s3\0cret", source="${X}"), wanted)
+
+    assert "the value of ${X}" in found["k"]
+    assert "cret" not in found["k"]
+
+
+def test_text_from_a_variable_stays_known_as_such() -> None:
+    result, _ = decoded(Interpolated("x", source="${X}"), str)
+
+    assert result.source == "${X}"
 
 
 def test_all_problems_of_a_table_are_listed() -> None:

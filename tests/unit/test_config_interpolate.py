@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from llmsup.config.decode import Interpolated
 from llmsup.config.interpolate import filled_in, interpolate
+from llmsup.config.interpolated import Interpolated
 from llmsup.config.wording import Key
 
 
@@ -23,6 +23,8 @@ from llmsup.config.wording import Key
         ("${NONE:-}", ""),
         ("${NONE:-~/m/x-1.gguf}", "~/m/x-1.gguf"),
         ("${NONE:-$$5}", "$5"),
+        ("${NONE:-US$5}", "US$5"),
+        ("${NONE:-$${A}}", "${A}"),
         ("$$", "$"),
         ("$${A}", "${A}"),
         ("$$$$A", "$$A"),
@@ -45,6 +47,8 @@ def test_variables_are_filled_in(text: str, result: str) -> None:
         ("${A-b}", 'expected "${NAME}"'),
         ("$HOME/models", 'write "${HOME}"'),
         ("${B:-${A}}", "cannot contain another variable"),
+        ("${B:-$HOME/models}", "cannot contain another variable"),
+        ("${A:-$HOME/models}", "cannot contain another variable"),
     ],
 )
 def test_what_cannot_be_filled_in_says_why(text: str, words: str) -> None:
@@ -55,6 +59,17 @@ def test_what_cannot_be_filled_in_says_why(text: str, words: str) -> None:
 def test_only_text_from_a_variable_is_marked() -> None:
     assert isinstance(filled_in("${A}", {"A": "1"}), Interpolated)
     assert not isinstance(filled_in("$$A", {}), Interpolated)
+
+
+def test_text_is_spoken_of_as_written_where_a_variable_is_in_it() -> None:
+    def source(text: str) -> str:
+        filled = filled_in(text, {"A": "a", "EMPTY": ""})
+        assert isinstance(filled, Interpolated)
+        return filled.source
+
+    assert source("${A}:${B:-1}") == "${A}:${B:-1}"
+    assert source("${A:-d}") == "${A:-d}"
+    assert source("${B:-d}") == source("${EMPTY:-d}") == ""
 
 
 def test_every_string_is_reached_and_every_problem_reported() -> None:

@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from llmsup.config.load import Loaded, load
-from llmsup.config.schema import Command, LlamaServer
+from llmsup.config.load import Loaded, load, look
+from llmsup.config.schema import Command, LlamaServer, Qdrant
 from llmsup.errors import ConfigError
 
 GOOD = """
@@ -194,13 +196,190 @@ def test_a_bad_override_is_blamed_on_the_flag(
 
 
 def test_a_command_s_directory_is_absolute_and_must_exist(home: Path) -> None:
-    text = GOOD.replace("port = 8002", 'port = 8002\ncwd = "models"\nbinary = "bin/x"')
+    text = GOOD.replace("port = 8002", 'port = 8002\ncwd = "models"')
     service = loaded(home, text).profile.service["rag"]
 
     assert isinstance(service, Command)
-    assert (service.cwd, service.binary) == (str(home / "models"), str(home / "bin" / "x"))
-    found = problems(home, text.replace('"models"\nb', '"absent"\nb'))
+    assert service.cwd == str(home / "models")
+    found = problems(home, text.replace('cwd = "models"', 'cwd = "absent"'))
     assert found == {"service.rag.cwd": f"{home}/absent is not a directory"}
+
+
+PATHS = """
+env_file = "{}x.env"
+[models]
+dirs = ["{}models"]
+[gateway]
+api_keys_file = "{}keys"
+envoy = "{}envoy"
+[service.chat]
+kind = "llama-server"
+model = "{}models/chat.gguf"
+binary = "{}server"
+[service.store]
+kind = "qdrant"
+storage = "{}storage"
+binary = "{}qdrant"
+[service.rag]
+kind = "command"
+command = ["{}rag", "{}rag"]
+cwd = "{}models"
+"""
+
+
+def paths_of(profile: Loaded) -> list[str | None]:
+    chat_server, store, rag = profile.profile.service.values()
+    assert isinstance(chat_server, LlamaServer)
+    assert isinstance(store, Qdrant)
+    assert isinstance(rag, Command)
+    gateway = profile.profile.gateway
+    programs = [gateway.envoy, chat_server.binary, store.binary, rag.command[0]]
+    files = [*profile.profile.models.dirs, gateway.api_keys_file, chat_server.model, rag.cwd]
+    assert rag.command[1].endswith("/rag")
+    return [*programs, *files, store.storage]
+
+
+@pytest.fixture
+def keys(home: Path) -> Path:
+    for name in ("keys", "x.env"):
+        (home / name).write_text("A=1")
+        (home / name).chmod(0o600)
+    return home
+
+
+def test_a_tilde_is_the_home_directory_at_every_path(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(keys))
+    (keys / "elsewhere").mkdir()
+    path = keys / "elsewhere" / "p.toml"
+    path.write_text(PATHS.replace("{}", "~/"))
+
+    found = paths_of(load(path, environ={}, config_dir=keys))
+
+    names = "envoy server qdrant rag models keys models/chat.gguf models storage"
+    assert found == [str(keys / name) for name in names.split()]
+
+
+def test_a_relative_path_is_below_the_profile_and_storage_below_the_state(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+
+    found = paths_of(loaded(keys, PATHS.replace('"{}models/chat', '"chat').replace("{}", "./")))
+
+    names = "envoy server qdrant rag models keys models/chat.gguf models"
+    assert found == [*(str(keys / name) for name in names.split()), "./storage"]
+
+
+def test_the_home_of_nobody_is_a_problem_at_every_path(home: Path) -> None:
+    found = problems(home, PATHS.replace("{}", "~no-such-user/"))
+
+    assert set(found) == {
+        "env_file",
+        "models.dirs[0]",
+        "gateway.api_keys_file",
+        "gateway.envoy",
+        "service.chat.model",
+        "service.chat.binary",
+        "service.store.storage",
+        "service.store.binary",
+        "service.rag.command[0]",
+        "service.rag.cwd",
+    }
+    assert all("there is no such home directory" in message for message in found.values())
+
+
+def test_a_command_without_a_directory_runs_beside_the_profile(home: Path) -> None:
+    service = loaded(home, GOOD).profile.service["rag"]
+
+    assert isinstance(service, Command)
+    assert (service.command, service.cwd) == (("rag",), str(home))
+
+
+def test_binary_is_a_key_of_the_kinds_that_use_it(home: Path) -> None:
+    found = problems(home, GOOD.replace('command = ["rag"]', 'command = ["rag"]\nbinary = "x"'))
+
+    assert list(found) == ["service.rag.binary"]
+    assert "unknown key" in found["service.rag.binary"]
+
+
+def test_no_problem_shows_the_value_of_a_variable(home: Path) -> None:
+    text = """
+env_file = "${X}"
+mode = "${X}"
+[models]
+dirs = ["${X}"]
+[gateway]
+listen = "${X}"
+api_keys_file = "${X}"
+[service.chat]
+kind = "llama-server"
+model = "${X}"
+gpu_layers = "${X}"
+depends_on = ["${X}"]
+grace_period = "${X}"
+[service.rag]
+kind = "command"
+command = ["${X}"]
+cwd = "${X}"
+port = "${X}"
+[service.other]
+kind = "${X}"
+[route.chat]
+services = ["${X}"]
+aliases = ["${X}", "${X}"]
+"""
+
+    found = problems(home, text, X="s3cret")
+
+    assert len(found) == 13
+    assert not [message for message in found.values() if "s3cret" in message]
+    assert all("the value of ${X}" in message for message in found.values())
+
+
+def test_a_default_is_no_secret(home: Path) -> None:
+    found = problems(home, GOOD.replace('"chat.gguf"', '"${M:-none.gguf}"'), M="")
+
+    assert 'no file "none.gguf"' in found["service.chat.model"]
+
+
+def test_what_is_loaded_has_plain_strings(home: Path) -> None:
+    text = GOOD.replace('"rag"', '"${X}"').replace('"chat.gguf"', '"${M}"')
+    profile = loaded(home, text, 'service.rag.env.A="${X}"', X="x", M="chat.gguf").profile
+
+    assert json.loads(msgspec.json.encode(profile))["service"]["rag"]["env"] == {"A": "x"}
+
+
+def test_a_missing_model_says_what_to_do(home: Path) -> None:
+    path = home / "p.toml"
+    path.write_text(GOOD.replace("chat.gguf", "none.gguf"))
+    with pytest.raises(ConfigError) as raised:
+        load(path, environ={}, config_dir=home)
+
+    assert raised.value.hint == (
+        "put the file into one of models.dirs, or set service.chat.model; "
+        "llmsup start demo needs no GPU"
+    )
+    path.write_text(GOOD.replace("chat.gguf", "none.gguf").replace('"mod', '"package:a_b", "mod'))
+    with pytest.raises(ConfigError) as raised:
+        load(path, environ={}, config_dir=home)
+
+    assert raised.value.hint == "run make demo in a checkout; pip install --no-deps a-b"
+
+
+def test_a_profile_that_lacks_only_models_can_be_looked_at(home: Path) -> None:
+    path = home / "p.toml"
+    path.write_text(GOOD.replace("chat.gguf", "none.gguf"))
+
+    profile, missing = look(path, environ={}, config_dir=home)
+
+    assert chat(profile).model == "none.gguf"
+    assert missing is not None
+    assert [problem.key for problem in missing.problems] == ["service.chat.model"]
+    with pytest.raises(ConfigError) as raised:
+        look(path, environ={}, overrides=["mode=x"], config_dir=home)
+    assert len(raised.value.problems) == 2
 
 
 def test_the_gateway_s_keys_are_read_from_beside_the_profile(home: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llmsup.config.models import SearchPath, find_model, package_directories, search_path
+from llmsup.config.interpolated import Interpolated
+from llmsup.config.models import find_model, package_directories
 from llmsup.config.resolve import read_api_keys
 
 
@@ -16,7 +17,7 @@ def gguf(path: Path) -> Path:
 
 
 def test_directories_are_searched_in_order_then_the_profile_s_own(tmp_path: Path) -> None:
-    search = search_path(("a", "b"), tmp_path)
+    search = (str(tmp_path / "a"), str(tmp_path / "b"))
     beside = gguf(tmp_path / "m.gguf")
     assert find_model("m.gguf", search, tmp_path) == beside
     second = gguf(tmp_path / "b" / "m.gguf")
@@ -30,11 +31,12 @@ def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(tmp_path))
     path = gguf(tmp_path / "models" / "m.gguf")
 
-    assert find_model("m.gguf", search_path(("~/models",), Path("/")), Path("/")) == path
-    assert find_model("~/models/m.gguf", SearchPath(()), Path("/")) == path
-    assert search_path(("~nobody-here/x",), tmp_path).directories == (
-        tmp_path / "~nobody-here" / "x",
-    )
+    assert find_model("~/models/m.gguf", (), Path("/")) == path
+
+
+def test_the_home_of_nobody_is_no_place(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='"~nobody-here/x": there is no such home directory'):
+        find_model("~nobody-here/x", (), tmp_path)
 
 
 def test_an_installed_package_is_found_without_importing_it(
@@ -54,7 +56,7 @@ def test_what_is_no_installed_package_has_no_directory(name: str) -> None:
 
 
 def test_a_missing_model_says_where_it_was_looked_for(tmp_path: Path) -> None:
-    search = search_path(("a", "package:absent_pkg"), tmp_path)
+    search = (str(tmp_path / "a"), "package:absent_pkg")
 
     expected = f'no file "m.gguf" in {tmp_path}/a, {tmp_path} (package not installed: absent_pkg)'
     with pytest.raises(ValueError, match=re.escape(expected)):
@@ -74,7 +76,52 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         (str(tmp_path / "gone"), "no such file"),
     ):
         with pytest.raises(ValueError, match=words):
-            find_model(name, SearchPath(()), tmp_path)
+            find_model(name, (), tmp_path)
+
+
+def parts(directory: Path, *numbers: int) -> None:
+    for number in numbers:
+        gguf(directory / f"m-{number:05}-of-00003.gguf")
+
+
+def test_a_split_model_is_named_by_its_first_part(tmp_path: Path) -> None:
+    parts(tmp_path, 1, 2, 3)
+
+    first = tmp_path / "m-00001-of-00003.gguf"
+    assert find_model(first.name, (), tmp_path) == first
+    with pytest.raises(ValueError, match="is part 2 of 3; name the first part"):
+        find_model("m-00002-of-00003.gguf", (), tmp_path)
+
+
+def test_a_split_model_needs_all_its_parts(tmp_path: Path) -> None:
+    parts(tmp_path, 1)
+    name = "m-00001-of-00003.gguf"
+
+    with pytest.raises(ValueError, match="has 3 parts; beside it part 2 and 1 more is missing"):
+        find_model(name, (), tmp_path)
+    parts(tmp_path, 2)
+    with pytest.raises(ValueError, match="has 3 parts; beside it part 3 is missing"):
+        find_model(name, (), tmp_path)
+    (tmp_path / "m-00003-of-00003.gguf").touch()
+    with pytest.raises(ValueError, match=r"part 3 of .* is empty"):
+        find_model(name, (), tmp_path)
+
+
+def test_places_from_variables_are_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("text")
+    directory = Interpolated(str(tmp_path), source="${DIR}")
+    for model, dirs in (
+        (Interpolated("s3cret", source="${M}"), ()),
+        (Interpolated("/s3cret", source="${M}"), ()),
+        (Interpolated(str(tmp_path / "text"), source="${M}"), ()),
+        ("text", (directory,)),
+        ("none", (directory,)),
+    ):
+        with pytest.raises(ValueError, match="the value of") as raised:
+            find_model(model, dirs, Path("/"))
+
+        assert "s3cret" not in str(raised.value)
+        assert str(tmp_path) not in str(raised.value)
 
 
 def keys_file(tmp_path: Path, content: str, mode: int = 0o600) -> Path:

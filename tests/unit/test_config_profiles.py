@@ -1,11 +1,16 @@
+import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from llmsup.config.dump import MASK, document, toml
+from llmsup.config.dump import document, toml
 from llmsup.config.load import Loaded, load
+from llmsup.config.masking import MASK, masked, masked_variable
 from llmsup.config.profiles import available, default_name, find, shipped_directory
 from llmsup.config.schema import Command, LlamaServer, Profile, Restart
+from llmsup.config.schema import Route as RouteTable
 from llmsup.core.routing import Route, effective_routes
 from llmsup.errors import ConfigError
 
@@ -63,7 +68,9 @@ def test_an_unknown_name_lists_the_known_ones(home: Path) -> None:
         find("duall", home)
 
     assert str(raised.value) == 'profile "duall": no such profile; did you mean "dual"?'
-    assert "demo, dual, single" in raised.value.hint
+    assert "dual" not in raised.value.hint
+    with pytest.raises(ConfigError, match="demo, dual, single"):
+        find("zzz", home)
 
 
 @pytest.mark.parametrize("name", ["", "..", "x\0y", "x" * 5000])
@@ -87,6 +94,20 @@ def test_the_compose_set_up_s_variables_reach_the_dual_profile(home: Path) -> No
     assert layers == [999, 12, 0]
 
 
+def test_the_home_of_nobody_is_no_path(home: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such home directory"):
+        find("~no-such-user/x.toml", home)
+
+
+def test_a_shipped_profile_has_its_env_file_in_the_configuration(home: Path) -> None:
+    (home / ".env").write_text("CODE_N_GPU_LAYERS=7\n")
+
+    service = shipped(home, "dual").profile.service["code"]
+
+    assert isinstance(service, LlamaServer)
+    assert service.gpu_layers == 7
+
+
 @pytest.mark.parametrize("name", ["dual", "single", "demo"])
 def test_what_is_shown_loads_as_the_same_profile(home: Path, name: str) -> None:
     profile = shipped(home, name).profile
@@ -99,6 +120,7 @@ def test_what_is_shown_loads_as_the_same_profile(home: Path, name: str) -> None:
 def test_odd_text_and_durations_survive_being_shown(home: Path) -> None:
     service = Command(
         command=("x", 'a"b\\c', "$HOME ${X}\n\t\x7f é 😀"),
+        cwd=str(home),
         restart=Restart(backoff_s=0.0015, window_s=61.25),
     )
     profile = Profile(service={"x": service})
@@ -106,6 +128,70 @@ def test_odd_text_and_durations_survive_being_shown(home: Path) -> None:
     path.write_text(toml(document(profile)))
 
     assert load(path, environ={}, config_dir=home).profile.service == profile.service
+
+
+@given(st.lists(st.text(st.characters(codec="ascii", min_codepoint=33), min_size=1)))
+@example(["x" * 128, "a$b", 'q"uo\\te', "d.o.t", "${X}", "'", "#"])
+def test_any_name_survives_being_shown(names: list[str]) -> None:
+    names = [name[:128] for name in names if "\x7f" not in name]
+    services = {f"{number:032}": Command(command=("x",), cwd="/") for number in range(2)}
+    routes = {name: RouteTable(services=("0" * 32,), aliases=(name,)) for name in names}
+    profile = Profile(service={**services}, route=routes)
+
+    assert tomllib.loads(toml(document(profile))).get("route", {}).keys() == routes.keys()
+
+
+def test_a_long_name_survives_being_shown_and_loaded(home: Path) -> None:
+    variable = "V" * 100
+    service = Command(command=("x",), port=1, cwd=str(home), env={variable: "1"})
+    route = RouteTable(services=("s",), aliases=("b" * 128,))
+    profile = Profile(service={"s": service}, route={"a$" * 64: route})
+    path = home / "shown.toml"
+    path.write_text(toml(document(profile)))
+
+    loaded = load(path, environ={}, config_dir=home).profile
+
+    assert (loaded.service, loaded.route) == (profile.service, profile.route)
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["--api-key", "s3 cret"], ["--api-key", MASK]),
+        (["--api_key=s3 cret"], [f"--api_key={MASK}"]),
+        (["-hft", "s3cret"], ["-hft", MASK]),
+        (["--hf_token", "s3cret"], ["--hf_token", MASK]),
+        (["--password", "s3cret"], ["--password", MASK]),
+        (["PGPASSWORD=s3cret"], [f"PGPASSWORD={MASK}"]),
+        (["http://u:s3cret@h/x@y"], [f"http://{MASK}@h/x@y"]),
+        (["-H", "Authorization: Bearer s3cret"], ["-H", f"Authorization: {MASK}"]),
+        (["-H", "X-Api-Key:s3cret"], ["-H", f"X-Api-Key:{MASK}"]),
+        (['{"api_key": "s3cret"}'], [f'{{"api_key": "{MASK}"}}']),
+        (
+            ["A=1 TOKEN=s3cret rag --hf-token 's3 cret' -p 1 'Authorization: s3cret' x"],
+            [f"A=1 TOKEN={MASK} rag --hf-token {MASK} -p 1 'Authorization: {MASK}' x"],
+        ),
+        (["--max-tokens", "5", "--tokenizer=x", "--bypass=1"], None),
+        (["--api-key-file", "/k", "--author", "me", "A=2", "http://h:1/@x", ""], None),
+    ],
+)
+def test_secrets_in_a_command_line_are_masked(argv: list[str], shown: list[str] | None) -> None:
+    assert masked(argv) == (argv if shown is None else shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("DB_PASS", "s3cret", MASK),
+        ("DB_PWD", "s3cret", MASK),
+        ("BASIC_AUTH", "s3cret", MASK),
+        ("aws_credentials", "s3cret", MASK),
+        ("DATABASE_URL", "postgres://me:s3cret@h/db", f"postgres://{MASK}@h/db"),
+        ("LEVEL", "debug", "debug"),
+    ],
+)
+def test_secrets_in_variables_are_masked(name: str, value: str, shown: str) -> None:
+    assert masked_variable(name, value) == shown
 
 
 def test_secrets_are_masked() -> None:

@@ -124,6 +124,13 @@ def test_backoff_fits_below_its_maximum() -> None:
         (("-c=2048",), 'use the key "ctx_size"'),
         (("--host", "0.0.0.0"), "gateway.listen"),
         (("-m", "x"), 'use the key "model"'),
+        (("--ctx_size", "9"), 'use the key "ctx_size"'),
+        (("--n_gpu_layers=9",), 'use the key "gpu_layers"'),
+        (("--api_key", "x"), "gateway.api_keys_file"),
+        (("--api_key=x",), "gateway.api_keys_file"),
+        (("--api-prefix", "/v1"), "below / only"),
+        (("--ssl-key-file", "x"), "without TLS"),
+        (("--ssl_cert_file", "x"), "without TLS"),
     ],
 )
 def test_flags_that_llmsup_sets_name_their_key(args: tuple[str, ...], words: str) -> None:

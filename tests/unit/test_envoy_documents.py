@@ -1,6 +1,8 @@
 """The documents that Envoy is given: the settings whose absence was seen to hurt."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from llmsup.config.listen import is_loopback, parse_listen
 from llmsup.core.routing import Endpoint, Route, Upstream
 from llmsup.errors import GatewayError
 from llmsup.gateway import Gateway
-from llmsup.host import inotify
+from llmsup.host import envoy_needs, inotify
+from llmsup.host.replace import fingerprint, replace_file
 from llmsup.services import envoy_admin, envoy_errors
 from llmsup.services.envoy import ALIVE_PATH, Layout, bootstrap, cluster_name, launch
 from llmsup.services.envoy_clusters import clusters, upstreams
@@ -197,12 +200,57 @@ def test_statuses_are_answers_and_never_repeated() -> None:
         assert asked <= {"connect-failure", "refused-stream", "reset-before-request", "reset"}
 
 
-def test_paths_that_change_state_come_first_and_are_not_repeated_once_sent() -> None:
-    first, second = (entry for entry in proxied() if entry["name"] == "chat-7b")
+@pytest.mark.parametrize(
+    ("path", "is_repeated"),
+    [
+        ("/v1/chat/completions", True),
+        ("/v1/completions", True),
+        ("/v1/embeddings", True),
+        ("/v1/rerank", True),
+        ("/v1/reranking", True),
+        ("/v1/messages", True),
+        ("/v1/messages/count_tokens", True),
+        ("/v1/infill", True),
+        ("/v1/tokenize", True),
+        ("/v1/detokenize", True),
+        ("/v1/apply-template", True),
+        ("/completion", True),
+        ("/chat/completions", True),
+        ("/embedding", True),
+        ("/detokenize", True),
+        ("/v1/responses", False),
+        ("/v1/responses/resp_1/cancel", False),
+        ("/v1/chat/completions/", False),
+        ("/v1/audio/transcriptions", False),
+        ("/v1/whatever", False),
+        ("/messages", None),
+        ("/slots", None),
+    ],
+)
+def test_only_known_inference_paths_are_repeated_once_sent(
+    path: str, is_repeated: bool | None
+) -> None:
+    matching = [
+        "reset" in entry["route"]["retry_policy"]["retry_on"].split(",")
+        for entry in proxied()
+        if entry["name"] == "chat-7b" and re.fullmatch(entry["match"]["safe_regex"]["regex"], path)
+    ]
 
-    assert "responses" in first["match"]["safe_regex"]["regex"]
-    assert "reset" not in first["route"]["retry_policy"]["retry_on"].split(",")
-    assert "reset" in second["route"]["retry_policy"]["retry_on"].split(",")
+    assert matching[:1] == ([] if is_repeated is None else [is_repeated])
+
+
+def test_a_request_is_tried_once_more_than_there_are_services() -> None:
+    """Six tries let one request that crashes a server crash each of two servers three times."""
+    tries = {entry["name"]: entry["route"]["retry_policy"]["num_retries"] for entry in proxied()}
+
+    assert tries == {"chat-7b": 2, "a/b:c": 1}
+
+
+def test_every_regex_is_short_enough_for_envoy() -> None:
+    """Envoy rejects the whole route table for one of more than 100 steps of RE2."""
+    patterns = set(re.findall(r'"regex": "(.*?)"', json.dumps(entries())))
+
+    assert max(map(len, patterns)) < 100
 
 
 def test_keys_are_asked_for_everywhere_but_at_health() -> None:
@@ -215,7 +263,7 @@ def test_keys_are_asked_for_everywhere_but_at_health() -> None:
 
 def test_percent_in_a_known_name_is_no_command_of_envoy() -> None:
     routes = (Route("100%REQ(authorization)%", ("chat",)),)
-    (unknown,) = [it for it in entries(routes=routes) if it["name"] == "unknown model"]
+    unknown = next(it for it in entries(routes=routes) if it["name"] == "unknown model")
 
     message = unknown["direct_response"]["body_format"]["json_format"]["error"]["message"]
     assert "100%%REQ(authorization)%%" in message
@@ -309,6 +357,43 @@ def test_more_routes_than_inotify_instances_are_refused(
     assert "sysctl fs.inotify.max_user_instances" in caught.value.hint
     monkeypatch.setattr(inotify, "instances_left", lambda: len(ROUTES) + 3)
     gateway.prepare()
+
+
+def test_a_full_shared_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Envoy would end with SIGBUS at its first write there."""
+    gateway = Gateway(tmp_path, ROUTES, ("127.0.0.1", 8000))
+    found = list(os.statvfs(tmp_path))
+    found[0], found[1], found[4] = 4096, 4096, 255
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result(found))
+
+    with pytest.raises(GatewayError, match="/dev/shm has 1020 KiB free") as caught:
+        gateway.prepare()
+
+    assert "--shm-size" in caught.value.hint
+    found[4] = 256
+    gateway.prepare()
+
+
+def test_a_machine_without_shared_memory_is_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(envoy_needs, "SHARED_MEMORY", tmp_path / "none")
+
+    Gateway(tmp_path, ROUTES, ("127.0.0.1", 8000)).prepare()
+
+
+def test_a_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    seen = [fingerprint(path)]
+    replace_file(path, tmp_path / "new", b"a")
+    seen.append(fingerprint(path))
+    assert fingerprint(path) == seen[-1]
+    replace_file(path, tmp_path / "new", b"b")
+    seen.append(fingerprint(path))
+    path.write_bytes(b"bb")
+    seen.append(fingerprint(path))
+
+    assert len(set(seen)) == 4
 
 
 def test_inotify_instances_of_this_user_are_counted(tmp_path: Path) -> None:

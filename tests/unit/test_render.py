@@ -58,9 +58,29 @@ def test_a_narrow_terminal_cuts_models_and_reasons_and_shows_the_reasons_below()
 def test_no_line_of_the_table_is_wider_than_the_terminal_where_that_can_be(width: int) -> None:
     narrowest = max(map(len, render.services(full_stack(), width=1).splitlines()[:4]))
 
-    lines = render.services(full_stack(), width=width).splitlines()[:4]
+    text = render.services(full_stack(), width=width)
 
-    assert max(map(len, lines)) <= max(width, narrowest)
+    assert max(map(len, text.splitlines()[:4])) <= max(width, narrowest)
+    assert CUT in text
+
+
+@pytest.mark.parametrize(
+    ("width", "dropped"),
+    [
+        (84, []),
+        (83, ["WHY"]),
+        (71, ["WHY", "VRAM"]),
+        (61, ["WHY", "VRAM", "LAYERS"]),
+        (50, ["WHY", "VRAM", "LAYERS", "RESTARTS"]),
+        (20, ["WHY", "VRAM", "LAYERS", "RESTARTS"]),
+    ],
+)
+def test_a_narrow_terminal_does_without_columns(width: int, dropped: list[str]) -> None:
+    columns = render.services([]).split()
+
+    heading, *_ = render.services(full_stack(), width=width).splitlines()
+
+    assert heading.split() == [column for column in columns if column not in dropped]
 
 
 def test_colours_change_no_column() -> None:
@@ -136,12 +156,26 @@ def test_upstreams() -> None:
         ),
         ({"event": "daemon", "why": "stopping"}, "daemon  stopping"),
         ({"event": "hiccup", "service": "chat"}, "chat  hiccup"),
+        (
+            {"event": "state", "service": "chat", "before": "starting", "state": "starting",
+             "generation": 3, "why": "killed by SIGKILL"},
+            "chat  starting (generation 3)  killed by SIGKILL",
+        ),
     ],
 )  # fmt: skip
 def test_events(info: dict[str, object], line: str) -> None:
     event: EventInfo = {"time": 1700000000.5129, "at_s": 1.0, **info}  # type: ignore[typeddict-item]
 
     assert render.event(event, UTC) == f"22:13:20.512  {line}"
+
+
+def test_events_of_many_are_in_columns_below_their_day() -> None:
+    info: EventInfo = {"time": 1700000000.5, "at_s": 1.0, "event": "state", "service": "chat",
+                       "state": "ready"}  # fmt: skip
+
+    assert render.subject(info) == "chat"
+    assert render.event(info, UTC, width=9) == "22:13:20.500  chat       ready"
+    assert render.day(info, UTC) == "2023-11-14"
 
 
 def test_changes_are_told_once() -> None:

@@ -1,0 +1,50 @@
+"""What the shell offers on Tab. Errors offer nothing: there is nobody to tell."""
+# ruff: noqa: PLC0415
+
+from collections.abc import Callable
+
+TIMEOUT_S = 0.5
+
+
+def profiles(incomplete: str) -> list[str]:
+    """Names of profiles; files are completed by the shell."""
+    return _offered(_profiles, incomplete)
+
+
+def services(incomplete: str) -> list[str]:
+    """Services of the stack that is up."""
+    return _offered(_services, incomplete)
+
+
+def logs(incomplete: str) -> list[str]:
+    """Whatever there are logs of."""
+    return _offered(_logs, incomplete)
+
+
+def _offered(names: Callable[[], list[str]], incomplete: str) -> list[str]:
+    try:
+        return [name for name in names() if name.startswith(incomplete)]
+    except Exception:
+        return []
+
+
+def _profiles() -> list[str]:
+    from llmsup.config.paths import paths
+    from llmsup.config.profiles import available
+
+    return [profile.name for profile in available(paths().config)]
+
+
+def _services() -> list[str]:
+    from llmsup.config.paths import paths
+    from llmsup.control.client import Client
+
+    status = Client(paths(), timeout_s=TIMEOUT_S).status()
+    return [info["service"] for info in status["services"]]
+
+
+def _logs() -> list[str]:
+    from llmsup.cli.logs import known
+    from llmsup.config.paths import paths
+
+    return sorted(known(paths()))

@@ -1,0 +1,36 @@
+"""`llmsup restart`."""
+
+import time
+from collections.abc import Sequence
+
+from llmsup.cli import outcome, terminal
+from llmsup.cli.wait import wait_ready
+from llmsup.config.paths import paths
+from llmsup.control.client import Client
+from llmsup.control.wire import Status
+from llmsup.errors import LlmsupError
+
+
+def restart(services: Sequence[str], *, now: bool) -> None:
+    """Give these, or all that are wanted, a new process each; wait until they are ready."""
+    began = time.monotonic()
+    home = paths()
+    client = Client(home)
+    before = {info["service"]: info["generation"] for info in client.status()["services"]}
+    changed = client.restart(tuple(dict.fromkeys(services)), now=now)["changed"]
+    if not changed:
+        raise LlmsupError("nothing is up", hint="llmsup start")
+    first_generations = {name: before[name] + 1 for name in changed}
+
+    def judge(status: Status) -> None:
+        if words := outcome.unrestarted(status, first_generations):
+            raise LlmsupError(words, hint="llmsup status shows it; llmsup restart tries again")
+
+    interrupted = "the restart goes on: llmsup status shows it"
+    status = wait_ready(home, first_generations, interrupted=interrupted, judge=judge)
+    done = [
+        info["service"]
+        for info in status["services"]
+        if info["generation"] >= first_generations.get(info["service"], info["generation"] + 1)
+    ]
+    terminal.say(f"restarted: {', '.join(done) or '-'} in {time.monotonic() - began:.1f} s")
