@@ -41,8 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             overrides=arguments.overrides,
             config_dir=home.config,
         )
-        asyncio.run(_run(loaded, home))
+        is_handing_over = asyncio.run(_run(loaded, home))
         lock.release()
+        if is_handing_over:
+            # In place: the processes stay our children, and systemd keeps its main process.
+            command = [sys.executable, "-P", "-m", "llmsup.daemon", *(argv or sys.argv[1:])]
+            os.execv(command[0], command)  # noqa: S606 - no shell is meant
     except KeyboardInterrupt:  # before the first signal handler: nothing has been started yet
         return 130
     except OSError as error:
@@ -57,21 +61,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def _run(loaded: Loaded, home: Paths) -> None:
-    ended = await asyncio.to_thread(leftovers.end, home)
-    if ended:
-        log.warning("ended %d processes that an earlier daemon left behind", ended)
-    try:
-        stack = Stack(loaded, home, os.environ)
-        _follow_signals(stack)
-        async with serve(app(stack), home.control_socket):
-            stack.begin()
-            log.info("up pid=%d profile=%s", os.getpid(), loaded.name)
-            await stack.stopped.wait()
-    finally:
-        # After a stop there is nothing to be found; after a bug, everything is.
-        await asyncio.to_thread(leftovers.end, home)
+async def _run(loaded: Loaded, home: Paths) -> bool:
+    """Keep the stack until it has stopped (False) or is handed over to a new daemon (True)."""
+    stack = Stack(loaded, home, os.environ)
+    _follow_signals(stack)
+    async with serve(app(stack), home.control_socket):
+        stack.begin()
+        log.info("up pid=%d profile=%s", os.getpid(), loaded.name)
+        ends = [asyncio.create_task(each.wait()) for each in (stack.stopped, stack.handed_over)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if stack.handed_over.is_set():
+        log.info("handing over")
+        return True
+    await asyncio.to_thread(leftovers.end, home)
     log.info("stopped")
+    return False
 
 
 def _log_to_stderr(level: str) -> None:

@@ -92,20 +92,27 @@ class Gateway:
         self.confirmed: dict[str, tuple[str, ...] | None] = {}
         self.last_error = ""
 
-    def prepare(self) -> None:
+    def prepare(self, *, takes_over: bool = False) -> None:
         """Write every file Envoy needs to start, with empty lists.
 
+        `takes_over`: an Envoy of an earlier daemon is alive and keeps the lists that it has.
         Raises GatewayError where Envoy could not work with them.
         """
-        require_possible(self._layout, len(self._routes))
+        if not takes_over:
+            require_possible(self._layout, len(self._routes))
+        last = self._last_lists() if takes_over else {}
         for route in self._routes:
-            self.desired[route.name] = self.published[route.name] = ()
+            self.desired[route.name] = self.published[route.name] = last.get(route.name, ())
             self.confirmed[route.name] = None
+        kept = {self._layout.upstreams(name) for name in last}
         try:
             for directory in self._layout.directories:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path, build in self._files():
-                self._replace(path, build())
+                if path in kept:
+                    self._written[path] = self._fingerprint(path)
+                else:
+                    self._replace(path, build())
         except OSError as error:
             raise GatewayError(
                 f"cannot write the gateway's files in {self._layout.directory}: {error.strerror}",
@@ -116,6 +123,15 @@ class Gateway:
         """Every file as it should be."""
         yield from self._documents.lists(self.published)
         yield from self._documents.tables(self._not_ready)
+
+    def _last_lists(self) -> dict[str, UpstreamList]:
+        """The lists on disk, without those that cannot be read."""
+        found = {}
+        for route in self._routes:
+            with suppress(OSError, ValueError):
+                content = self._layout.upstreams(route.name).read_bytes()
+                found[route.name] = envoy_clusters.parse_upstreams(content)
+        return found
 
     def remove(self) -> None:
         """Remove every file. Envoy has ended, and `prepare` comes before the next one."""

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 
 from llmsup.attendance import Attendance, Unit
 from llmsup.core import events, lifecycle
@@ -16,7 +17,8 @@ from llmsup.core.events import Action, Event
 from llmsup.core.service import Service, State
 from llmsup.errors import LaunchError
 from llmsup.host import logfile, ports
-from llmsup.host.process import ExitStatus, Process, end_marked
+from llmsup.host.memory import Remembered
+from llmsup.host.process import ExitStatus, Found, Process, end_marked
 from llmsup.services.launch import Launch
 
 log = logging.getLogger(__name__)
@@ -35,9 +37,16 @@ DrainRequests = Callable[[str], Awaitable[None]]
 class Keeper:
     """One service and its process."""
 
-    def __init__(self, unit: Unit, *, on_change: Change, drain_requests: DrainRequests) -> None:
+    def __init__(
+        self,
+        unit: Unit,
+        remembered: Remembered | None,
+        *,
+        on_change: Change,
+        drain_requests: DrainRequests,
+    ) -> None:
         self.unit = unit
-        self.service = Service(unit.name, unit.policy)
+        self.service = _restored(unit, remembered)
         self._on_change = on_change
         self._drain_requests = drain_requests
         self._loop = asyncio.get_running_loop()
@@ -62,6 +71,34 @@ class Keeper:
             except Exception:
                 log.exception("service=%s %s broke", self.unit.name, event)
         self._is_stepping = False
+
+    def adopt(self, found: Found) -> bool:
+        """Keep a process that an earlier daemon started; False where it has just ended.
+
+        One that was started otherwise than it would be now is replaced.
+        """
+        try:
+            launch = self.unit.launch()
+        except Exception as error:
+            log.error("service=%s its process cannot be adopted: %s", self.unit.name, error)
+            return False
+        mark = self.unit.generation_mark(found.generation)
+        process = Process.adopt(found.pid, log=self.unit.log, mark=mark)
+        if process is None:
+            return False
+        self.post(events.Adopted(found.generation, found.pid))
+        offset = logfile.size_bytes(self.unit.log)
+        self._attend_to(process, found.generation, launch, offset)
+        if found.digest != launch.digest:
+            self.post(events.RestartAsked())
+        return True
+
+    def disown(self) -> None:
+        """Let go of the process, which lives on for the next daemon to adopt."""
+        self._dismiss()
+        if self._process is not None:
+            self._process.disown()
+            self._process = None
 
     async def wait_swept(self) -> None:
         """Until no descendant that left its process group is being looked for any more."""
@@ -125,13 +162,17 @@ class Keeper:
         offset = logfile.size_bytes(self.unit.log)
         mark = self.unit.generation_mark(generation)
         process = Process.spawn(launch, log=self.unit.log, mark=mark)
-        self._process = process
-
-        def on_exit(status: ExitStatus) -> None:
-            self._note_exit(generation, status, offset)
-
-        process.watch(on_exit)
         self.post(events.Spawned(generation, process.pid))
+        self._attend_to(process, generation, launch, offset)
+
+    def _attend_to(
+        self, process: Process, generation: int, launch: Launch, log_offset: int
+    ) -> None:
+        def on_exit(status: ExitStatus) -> None:
+            self._note_exit(generation, status, log_offset)
+
+        self._process = process
+        process.watch(on_exit)
         attendance = Attendance(
             self.unit, generation, launch, process, post=self.post, service=lambda: self.service
         )
@@ -221,6 +262,19 @@ class Keeper:
     async def _drain(self, generation: int) -> None:
         await self._drain_requests(self.unit.name)
         self.post(events.Drained(generation))
+
+
+def _restored(unit: Unit, remembered: Remembered | None) -> Service:
+    """The service as an earlier daemon left it, without its process."""
+    fresh = Service(unit.name, unit.policy)
+    if remembered is None:
+        return fresh
+    return replace(
+        fresh,
+        generation=remembered.generation,
+        restarts=remembered.restarts,
+        deaths=remembered.deaths[-unit.policy.restart.max_deaths :],
+    )
 
 
 def _held_port(launch: Launch) -> str | None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 
 from llmsup import __version__
+from llmsup.adoption import take_over
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
@@ -16,7 +17,11 @@ from llmsup.core.routing import Endpoint, Member, UpstreamList, effective_routes
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.errors import UsageError
 from llmsup.gateway import Gateway
+from llmsup.host import memory, procfs
 from llmsup.host.journal import Journal
+from llmsup.host.leftovers import home_mark
+from llmsup.host.memory import Memory, Remembered
+from llmsup.host.process import Found, end_marked, find
 from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.supervisor import Supervisor
 from llmsup.units import GATEWAY, build, wanted
@@ -25,6 +30,9 @@ log = logging.getLogger(__name__)
 
 EVENTS_MAX_BYTES = 4 * 1024 * 1024
 IN_FLIGHT_PERIOD_S = 0.02
+SETTLE_TIMEOUT_S = 3.0
+STRAY_GRACE_S = 10.0
+REMEMBER_AFTER_S = 0.05
 
 
 class Stack:
@@ -46,24 +54,45 @@ class Stack:
             parse_listen(profile.gateway.listen),
             loaded.api_keys,
         )
-        self.gateway.prepare()
+        self._memory = memory.load(paths.memory, str(loaded.path))
+        remembered = self._memory.services
+        last_ports = {name: each.port for name, each in remembered.items() if each.port}
         self._supervisor = Supervisor(
-            build(profile, paths, environ),
+            build(profile, paths, environ, last_ports),
+            self._memory,
             on_change=self._note_change,
             drain_requests=self._drain_requests,
         )
+        self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
+        self._remembering: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._restart: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self.stopped = asyncio.Event()
+        self.handed_over = asyncio.Event()
 
     def begin(self) -> None:
-        """Bring the wanted services up, and keep lists confirmed and logs rotated from now on."""
+        """Take over what is alive, bring up what else is wanted, and see to it from now on.
+
+        The lists stay as they are until it is known which of the adopted services are ready:
+        written earlier, they would be without services that answer at this very moment.
+        """
         self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
-        self._publish()
+        up = [name for name in self._wanted if not self._was_stopped(name)]
+        found = find(home_mark(self._paths))
+        self.gateway.prepare(takes_over=any(each.service == GATEWAY for each in found))
+        self._unsettled = {each.service for each in found}
+        taken = take_over(found, self._supervisor.keepers, up)
+        self._unsettled &= taken.adopted
+        if taken.adopted:
+            log.info("adopted %s", _listed(sorted(taken.adopted)))
+            self._journal.write("daemon", why=f"adopted {_listed(sorted(taken.adopted))}")
+        asyncio.get_running_loop().call_later(SETTLE_TIMEOUT_S, self._settle, *self._unsettled)
+        self._settle()
+        self._keep(self._end_strays(taken.strays))
         self._keep(self.gateway.keep_confirmed(self._note_confirmed))
         self._keep(keep_rotated(self._logs()))
-        self._supervisor.start(self._wanted)
+        self._supervisor.start(name for name in up if name not in taken.adopted)
 
     # --- what the control API asks
 
@@ -152,7 +181,62 @@ class Stack:
             self._supervisor.stop(self._supervisor.services, drain=False)
         return Answer(changed=list(self._supervisor.services), message="stopping")
 
+    def hand_over(self) -> Answer:
+        """Leave everything as it is to a new daemon, which is started at once."""
+        self._refuse_while_ending()
+        self._cancel_restart()
+        for task in self._tasks:
+            task.cancel()
+        for keeper in self._supervisor.keepers.values():
+            keeper.disown()
+        self._remember()
+        self._journal.write("daemon", why="hands over to a new one")
+        self.handed_over.set()
+        return Answer(changed=[], message="handing over")
+
     # --- inside
+
+    def _was_stopped(self, name: str) -> bool:
+        remembered = self._memory.services.get(name)
+        return remembered is not None and remembered.is_stopped
+
+    def _settle(self, *names: str) -> None:
+        """Publish once nothing is unsettled any more; `names` are no longer waited for."""
+        self._unsettled.difference_update(names)
+        self._publish()
+
+    async def _end_strays(self, strays: Iterable[Found]) -> None:
+        for each in strays:
+            log.info("ending pid=%d of service=%s: not wanted", each.pid, each.service)
+            mark = f"{home_mark(self._paths)}{each.service}:{each.generation}:"
+            await asyncio.to_thread(end_marked, mark, STRAY_GRACE_S)
+
+    def _remember_soon(self) -> None:
+        """Save the memory shortly: never between a death and the next spawn."""
+        if self._remembering is None:
+            loop = asyncio.get_running_loop()
+            self._remembering = loop.call_later(REMEMBER_AFTER_S, self._remember)
+
+    def _remember(self) -> None:
+        self._remembering = None
+        now = Memory(
+            procfs.boot_id(),
+            str(self._loaded.path),
+            {
+                name: Remembered(
+                    is_stopped=name in self._wanted and service.want is Want.DOWN,
+                    generation=service.generation,
+                    restarts=service.restarts,
+                    deaths=service.deaths,
+                    port=self._supervisor.keepers[name].unit.port,
+                )
+                for name, service in self._supervisor.services.items()
+            },
+        )
+        try:
+            memory.save(self._paths.memory, now)
+        except OSError as error:
+            log.warning("what a new daemon would need is not being saved: %s", error)
 
     async def _end(self, *, drain: bool) -> None:
         try:
@@ -162,6 +246,9 @@ class Stack:
             await self._supervisor.stop_in_order(rest, drain=drain)
             for task in self._tasks:
                 task.cancel()
+            if self._remembering is not None:
+                self._remembering.cancel()
+            self._paths.memory.unlink(missing_ok=True)
             self.gateway.remove()
         finally:
             self._journal.write("daemon", why="stopped")
@@ -212,6 +299,9 @@ class Stack:
         }
 
     def _note_change(self, before: Service, after: Service) -> None:
+        if after.state is not State.STARTING:
+            self._unsettled.discard(after.name)
+        self._remember_soon()
         is_same = before.state is after.state and before.generation == after.generation
         if not is_same or before.want is not after.want:  # /health names what is wanted
             self._publish()
@@ -241,6 +331,8 @@ class Stack:
             self.gateway.wake()
 
     def _publish(self) -> None:
+        if self._unsettled:
+            return
         services = self._supervisor.services
         members = {
             name: Member(Endpoint("127.0.0.1", keeper.unit.port), services[name].state)

@@ -7,6 +7,7 @@ from graphlib import TopologicalSorter
 from llmsup.attendance import Unit
 from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, StopAsked
 from llmsup.core.service import ALIVE, Service, State, Want
+from llmsup.host.memory import Memory
 from llmsup.keeper import Change, DrainRequests, Keeper
 
 
@@ -17,13 +18,23 @@ class Supervisor:
     """
 
     def __init__(
-        self, units: Iterable[Unit], *, on_change: Change, drain_requests: DrainRequests
+        self,
+        units: Iterable[Unit],
+        memory: Memory,
+        *,
+        on_change: Change,
+        drain_requests: DrainRequests,
     ) -> None:
         self._on_change = on_change
         self._changed = asyncio.Event()
         self.restarting: list[str] = []
         self.keepers = {
-            unit.name: Keeper(unit, on_change=self._note_change, drain_requests=drain_requests)
+            unit.name: Keeper(
+                unit,
+                memory.services.get(unit.name),
+                on_change=self._note_change,
+                drain_requests=drain_requests,
+            )
             for unit in units
         }
         self._dependents: dict[str, list[str]] = {name: [] for name in self.keepers}

@@ -19,8 +19,12 @@ GATEWAY = "gateway"
 """The name of Envoy among the services."""
 
 
-def build(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> tuple[Unit, ...]:
+def build(
+    profile: Profile, paths: Paths, environ: Mapping[str, str], last_ports: Mapping[str, int]
+) -> tuple[Unit, ...]:
     """The gateway's unit and one for each service of the profile, in its order.
+
+    A port that is left out is the one of `last_ports`, so that a live server can be adopted.
 
     Binaries are looked for at each launch, so one that is installed later is found by a retry.
     """
@@ -30,7 +34,7 @@ def build(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> tuple[U
     for name, service in profile.service.items():
         port = service.port
         if port is None and isinstance(service, LlamaServer):
-            port = ports.free_port(taken)
+            port = last_ports.get(name) or ports.free_port(taken)
             taken.add(port)
         units.append(_unit(name, service, port, paths, environ))
     return tuple(units)

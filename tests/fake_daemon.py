@@ -93,6 +93,9 @@ class FakeStack:
             raise LlmsupError("not now", hint="later")
         return self._note("restart", services, now=now)
 
+    def hand_over(self) -> Answer:
+        return self._note("hand_over", (), now=False)
+
     def shut_down(self, *, now: bool) -> Answer:
         if self.ends_when_asked:
             self.shut.set()

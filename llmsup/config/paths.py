@@ -48,6 +48,11 @@ class Paths:
         return self.logs / "daemon.log"
 
     @property
+    def memory(self) -> Path:
+        """What the daemon leaves for its successor."""
+        return self.state / "memory.json"
+
+    @property
     def events(self) -> Path:
         """State changes and publications, one JSON object a line."""
         return self.state / "events.jsonl"

@@ -42,6 +42,9 @@ class Stack(Protocol):
     def restart(self, services: tuple[str, ...], *, now: bool) -> Answer:
         """Want new processes of these; none: all that are wanted. `now` skips the drain."""
 
+    def hand_over(self) -> Answer:
+        """Leave everything to a new daemon, which takes the place of this one."""
+
     def shut_down(self, *, now: bool) -> Answer:
         """End the stack and the daemon. `now` skips the drain."""
 
@@ -59,7 +62,11 @@ class ShutdownBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     now: bool = False
 
 
-Body = TypeVar("Body", AskBody, ShutdownBody)
+class NoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /handover`: empty."""
+
+
+Body = TypeVar("Body", AskBody, ShutdownBody, NoBody)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -84,6 +91,10 @@ def app(stack: Stack) -> Starlette:
         body = await _body(request, AskBody)
         return _json(stack.restart(body.services, now=body.now))
 
+    async def hand_over(request: Request) -> Response:
+        await _body(request, NoBody)
+        return _json(stack.hand_over())
+
     async def shut_down(request: Request) -> Response:
         body = await _body(request, ShutdownBody)
         return _json(stack.shut_down(now=body.now))
@@ -95,6 +106,7 @@ def app(stack: Stack) -> Starlette:
             Route("/start", _guarded(start), methods=["POST"]),
             Route("/stop", _guarded(stop), methods=["POST"]),
             Route("/restart", _guarded(restart), methods=["POST"]),
+            Route("/handover", _guarded(hand_over), methods=["POST"]),
             Route("/shutdown", _guarded(shut_down), methods=["POST"]),
         ],
         exception_handlers={HTTPException: _refuse},

@@ -62,6 +62,10 @@ class Client:
         """Want new processes of these; none: of all that are wanted."""
         return self._do("/restart", {"services": list(services), "now": now})
 
+    def hand_over(self) -> Answer:
+        """Have the daemon replaced by a new one that adopts everything."""
+        return self._do("/handover", {})
+
     def shut_down(self, *, now: bool = False) -> Answer:
         """End the stack and the daemon; see `wait_gone`."""
         return self._do("/shutdown", {"now": now})

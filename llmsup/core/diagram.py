@@ -11,6 +11,7 @@ from dataclasses import replace
 from llmsup.config.schema import Restart
 from llmsup.core.events import (
     EVENTS,
+    Adopted,
     BecameReady,
     BecameUnready,
     DependenciesChanged,
@@ -48,6 +49,7 @@ def variants(service: Service) -> tuple[Event, ...]:
         RestartAsked(drain=False),
         DependenciesChanged(()),
         DependenciesChanged(("qdrant",)),
+        Adopted(generation + 1, 4712),
         Spawned(generation, 4711),
         SpawnFailed(generation, "no such file", permanent=True),
         SpawnFailed(generation, "no memory"),

@@ -35,6 +35,14 @@ class DependenciesChanged:
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """A process that an earlier daemon started is alive; it was that one's `as_generation`."""
+
+    as_generation: int
+    pid: int
+
+
+@dataclass(frozen=True)
 class Spawned:
     """The process of this generation exists."""
 
@@ -110,6 +118,7 @@ Event = (
     | StopAsked
     | RestartAsked
     | DependenciesChanged
+    | Adopted
     | Spawned
     | SpawnFailed
     | Exited
@@ -125,6 +134,7 @@ EVENTS: tuple[type[Event], ...] = (
     StopAsked,
     RestartAsked,
     DependenciesChanged,
+    Adopted,
     Spawned,
     SpawnFailed,
     Exited,

@@ -25,6 +25,7 @@ from llmsup.config.units import duration
 from llmsup.core import backoff
 from llmsup.core.events import (
     Action,
+    Adopted,
     BecameReady,
     BecameUnready,
     DependenciesChanged,
@@ -192,6 +193,23 @@ def _unblock(service: Service, event: DependenciesChanged, now: float) -> Step:
     return _spawn_or_wait(known, now) if service.want is Want.UP else (known, ())
 
 
+def _adopt(service: Service, event: Adopted, now: float) -> Step:
+    """The process of an earlier daemon is this service's: ready as soon as a probe says so."""
+    policy = service.policy
+    adopted = replace(
+        service,
+        want=Want.UP,
+        state=State.STARTING,
+        generation=event.as_generation,
+        pid=event.pid,
+        started_at=now,
+        timer_at=now + min(policy.stall_timeout_s, policy.start_timeout_s),
+        probed="",
+        why="",
+    )
+    return adopted, ()
+
+
 def _note_pid(service: Service, event: Spawned, _now: float) -> Step:
     return replace(service, pid=event.pid), ()
 
@@ -278,6 +296,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         StopAsked: _stay_down,
         RestartAsked: _start,
         DependenciesChanged: _unblock,
+        Adopted: _adopt,
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _ignore,
@@ -293,6 +312,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         StopAsked: _stop_unrouted,
         RestartAsked: _stop_unrouted,
         DependenciesChanged: _note_missing,
+        Adopted: _ignore,
         Spawned: _note_pid,
         SpawnFailed: _die_or_end,
         Exited: _die_or_end,
@@ -308,6 +328,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         StopAsked: _stop_routed,
         RestartAsked: _stop_routed,
         DependenciesChanged: _note_missing,
+        Adopted: _ignore,
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _die_or_end,
@@ -323,6 +344,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         StopAsked: _stop_routed,
         RestartAsked: _stop_routed,
         DependenciesChanged: _note_missing,
+        Adopted: _ignore,
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _die_or_end,
@@ -338,6 +360,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         StopAsked: _stop_draining,
         RestartAsked: _stop_draining,
         DependenciesChanged: _note_missing,
+        Adopted: _ignore,
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _end_stop,
@@ -353,6 +376,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         StopAsked: _stop_stopping,
         RestartAsked: _stop_stopping,
         DependenciesChanged: _note_missing,
+        Adopted: _ignore,
         Spawned: _note_pid,
         SpawnFailed: _end_stop,
         Exited: _end_stop,
@@ -368,6 +392,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         StopAsked: _stay_down,
         RestartAsked: _start,
         DependenciesChanged: _note_missing,
+        Adopted: _ignore,
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _ignore,
@@ -383,6 +408,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         StopAsked: _stay_down,
         RestartAsked: _start,
         DependenciesChanged: _note_missing,
+        Adopted: _ignore,
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _ignore,

@@ -19,6 +19,9 @@ from llmsup.services.launch import Launch
 MARK = "LLMSUP_MARK"
 """The variable by which the children of a home are found again, even those that left the group."""
 
+DIGEST = "LLMSUP_LAUNCH"
+"""The variable with the digest of the launch: what a process was started as, told by itself."""
+
 # Settings of llama-server that would act behind the profile's back: an inherited API key makes it
 # refuse what the gateway forwards while its /health stays good.
 _SCRUBBED = ("LLAMA_ARG_", "LLAMA_SERVER_", "LLAMA_API_KEY")
@@ -50,18 +53,17 @@ class ExitStatus:
             return f"killed by {_name(self.signal)}" + " (core dumped)" * self.dumped_core
         if self.code is not None:
             return f"exited with status {self.code}"
-        return "exited with unknown status"
+        return "ended; its exit status is not known, since an earlier daemon had started it"
 
 
 class Process:
-    """A child and its process group, used from one event loop."""
+    """A process of ours and its group, used from one event loop. `pidfd` is its for good."""
 
-    def __init__(self, popen: "subprocess.Popen[bytes]", pidfd: int, log: Path) -> None:
-        self.pid = popen.pid
+    def __init__(self, pid: int, pidfd: int, log: Path) -> None:
+        self.pid = pid
         self._log = log
-        self._popen = popen
         self._pidfd = pidfd
-        self._is_reaped = False
+        self._has_ended = False
         self._log_seen_bytes = 0
         self._work_seen: dict[int, int] = {}
         self._progress = 0
@@ -84,7 +86,7 @@ class Process:
                     stdout=output,
                     stderr=output,
                     cwd=launch.cwd,
-                    env={**_inherited(), **launch.env, MARK: mark},
+                    env={**_inherited(), **launch.env, MARK: mark, DIGEST: launch.digest},
                     start_new_session=True,
                 )
         except (OSError, ValueError) as error:
@@ -98,12 +100,30 @@ class Process:
             popen.kill()
             popen.wait()
             raise _launch_error(f"cannot watch {launch.argv[0]}", error) from None
-        return cls(popen, pidfd, log)
+        popen.returncode = 0  # it is reaped through its pidfd, in `_note_end`
+        return cls(popen.pid, pidfd, log)
+
+    @classmethod
+    def adopt(cls, pid: int, *, log: Path, mark: str) -> "Process | None":
+        """The live process `pid` that an earlier daemon started with this mark; None without it."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        # Looked at once the pidfd holds it: before that the pid could have been recycled.
+        if not carries_mark(pid, mark) or _is_readable(pidfd):
+            os.close(pidfd)
+            return None
+        return cls(pid, pidfd, log)
 
     def watch(self, on_exit: Callable[[ExitStatus], None]) -> None:
         """Call `on_exit` once, from the running loop, when the process has ended and is reaped."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._pidfd, self._reap, loop, on_exit)
+        loop.add_reader(self._pidfd, self._note_end, loop, on_exit)
+
+    def disown(self) -> None:
+        """Stop watching, and leave the process to the next daemon."""
+        asyncio.get_running_loop().remove_reader(self._pidfd)
 
     def terminate(self) -> None:
         """SIGTERM to the group, and SIGCONT: a stopped process cannot end. No-op after the end."""
@@ -130,24 +150,50 @@ class Process:
         return self._progress
 
     def _signal_group(self, *signals: signal.Signals) -> None:
-        # Until it is reaped the leader pins the number of the group; after that the kernel may
-        # give the number to a stranger.
-        if self._is_reaped:
+        # A child that has ended pins the number of its group until it is reaped. One that was
+        # adopted is reaped by init, and then the number may be a stranger's.
+        if self._has_ended or (_is_readable(self._pidfd) and _status(self._pidfd) is None):
             return
         for number in signals:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
-    def _reap(self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[ExitStatus], None]) -> None:
+    def _note_end(
+        self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[ExitStatus], None]
+    ) -> None:
         loop.remove_reader(self._pidfd)
         status = _status(self._pidfd)
         # In this order: what is left of the group is killed while the zombie of the leader still
         # pins the group's number, and only then is the leader reaped.
         self.kill()
-        self._popen.wait()
-        self._is_reaped = True
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        self._has_ended = True
         os.close(self._pidfd)
-        on_exit(status)
+        on_exit(status or ExitStatus())
+
+
+@dataclass(frozen=True)
+class Found:
+    """A process that a daemon of this home started: the leader of one generation of a service."""
+
+    pid: int
+    service: str
+    generation: int
+    digest: str
+
+
+def find(prefix: str) -> list[Found]:
+    """The leaders of all generations whose mark is `prefix` + "SERVICE:GENERATION:"."""
+    found = []
+    for pid in marked(prefix):
+        mark, variables = _mark(pid), procfs.environ(pid)
+        service, _, generation = mark.removeprefix(prefix).removesuffix(":").partition(":")
+        is_leader = procfs.group_and_session(pid)[1] == pid and _mark(procfs.parent(pid)) != mark
+        if is_leader and generation.isdecimal():
+            digest = variables.get(DIGEST.encode(), b"").decode(errors="replace")
+            found.append(Found(pid, service, int(generation), digest))
+    return found
 
 
 def marked(prefix: str) -> list[int]:
@@ -177,8 +223,18 @@ def end_marked(prefix: str, grace_s: float) -> int:
 
 def carries_mark(pid: int, prefix: str) -> bool:
     """Whether the mark in the process's environment starts with `prefix`."""
-    mark = procfs.environ(pid).get(MARK.encode())
-    return mark is not None and mark.startswith(os.fsencode(prefix))
+    return _mark(pid).startswith(prefix)
+
+
+def _mark(pid: int) -> str:
+    return os.fsdecode(procfs.environ(pid).get(MARK.encode(), b""))
+
+
+def _is_readable(pidfd: int) -> bool:
+    """Whether the process has ended."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 @contextmanager
@@ -224,14 +280,16 @@ def _inherited() -> dict[str, str]:
     return {key: text for key, text in os.environ.items() if not key.startswith(_SCRUBBED)}
 
 
-def _status(pidfd: int) -> ExitStatus:
-    """The status of an ended child, which stays a zombie."""
+def _status(pidfd: int) -> ExitStatus | None:
+    """The status of an ended child, which stays a zombie; None where it is no child of ours."""
     try:
         result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
-    except ChildProcessError:  # SIGCHLD is ignored here: the kernel has reaped it already
-        return ExitStatus()
-    if result is None or result.si_code == os.CLD_EXITED:
-        return ExitStatus(code=result.si_status if result else None)
+    except ChildProcessError:  # adopted, or SIGCHLD is ignored here and the kernel has reaped it
+        return None
+    if result is None:
+        return None
+    if result.si_code == os.CLD_EXITED:
+        return ExitStatus(code=result.si_status)
     return ExitStatus(signal=result.si_status, dumped_core=result.si_code == os.CLD_DUMPED)
 
 

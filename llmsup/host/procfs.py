@@ -49,6 +49,29 @@ def group_and_session(pid: int) -> tuple[int, int]:
     return (int(fields[2]), int(fields[3])) if fields else (0, 0)
 
 
+def parent(pid: int) -> int:
+    """The parent; 0 where the process has gone."""
+    fields = _fields_after_name(pid)
+    return int(fields[1]) if fields else 0
+
+
+def start_ticks(pid: int) -> int:
+    """When the process was started, in clock ticks since the boot; 0 where it has gone.
+
+    With the pid it names a process once and for all: pids are recycled.
+    """
+    fields = _fields_after_name(pid)
+    return int(fields[19]) if fields else 0
+
+
+def boot_id() -> str:
+    """Changes with every boot of the machine."""
+    try:
+        return (PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def descendants(pid: int) -> list[int]:
     """`pid`, its children, their children, and so on."""
     found = [pid]

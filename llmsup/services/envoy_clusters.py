@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from llmsup.core.routing import Route, UpstreamList
+import msgspec
+
+from llmsup.core.routing import Endpoint, Route, Upstream, UpstreamList
 from llmsup.services.envoy import (
     METADATA,
     TYPE,
@@ -116,4 +118,25 @@ def upstreams(route: str, upstream_list: UpstreamList) -> Document:
             # Everything goes to the first priority that has an upstream, nothing is spread.
             "policy": {"overprovisioning_factor": 100},
         }
+    )
+
+
+def parse_upstreams(content: bytes) -> UpstreamList:
+    """The upstream list that `upstreams` made this file of. Raises ValueError for any other."""
+    try:
+        (resource,) = msgspec.json.decode(content)["resources"]
+        return tuple(_parse_upstream(locality) for locality in resource["endpoints"])
+    except (KeyError, TypeError, msgspec.DecodeError) as error:
+        raise ValueError(f"not an upstream list: {error}") from None
+
+
+def _parse_upstream(locality: Document) -> Upstream:
+    (entry,) = locality["lb_endpoints"]
+    address = entry["endpoint"]["address"]["socket_address"]
+    told = entry["metadata"]["filter_metadata"][METADATA]
+    return Upstream(
+        service=told["service"],
+        endpoint=Endpoint(address["address"], address["port_value"]),
+        is_fallback=told["fallback"] == "true",
+        is_draining=entry["health_status"] == "DRAINING",
     )

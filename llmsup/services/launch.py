@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from hashlib import sha256
 from pathlib import Path
 
 
@@ -37,3 +38,9 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: Path | None = None
     ports: tuple[int, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Tells launches apart that give different processes: argv, variables, directory."""
+        essence = repr((self.argv, sorted(self.env.items()), str(self.cwd or "")))
+        return sha256(essence.encode(errors="surrogateescape")).hexdigest()[:16]

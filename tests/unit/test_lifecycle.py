@@ -10,6 +10,7 @@ from llmsup.config.schema import Restart
 from llmsup.core import diagram
 from llmsup.core.events import (
     EVENTS,
+    Adopted,
     BecameReady,
     BecameUnready,
     DependenciesChanged,
@@ -76,13 +77,13 @@ def test_every_reachable_step_keeps_the_invariants(policy: Policy) -> None:
             assert service.want is Want.UP, told
         if service.state not in {State.READY, State.STARTING}:
             assert service.why, told
-        if not isinstance(event, StartAsked | StopAsked | RestartAsked | Exited):
+        if not isinstance(event, StartAsked | StopAsked | RestartAsked | Exited | Adopted):
             assert service.want is before.want, told
         if before.state in ALIVE and service.state not in ALIVE:
             assert isinstance(event, Exited | SpawnFailed), told
         if service.generation != before.generation:
             assert service.generation == before.generation + 1, told
-            assert not service.missing, told
+            assert not service.missing or isinstance(event, Adopted), told
     unreachable = {State.BACKOFF} if policy.restart.policy == "never" else set()
     assert states == set(State) - unreachable
     assert steps > 500
@@ -289,6 +290,15 @@ def test_a_start_during_a_stop_starts_anew_after_it() -> None:
     assert (service.state, actions) == (State.STOPPING, ())
     service, actions = step(service, Exited(1, "killed by SIGTERM"), 6.0)
     assert (service.state, actions) == (State.STARTING, (Spawn(2),))
+
+
+def test_an_adopted_process_is_ready_once_a_probe_says_so_and_dies_like_any_other() -> None:
+    service = after((5.0, Adopted(7, 4711)))
+    assert (service.state, service.want, service.pid) == (State.STARTING, Want.UP, 4711)
+    service, actions = step(service, BecameReady(7), 5.1)
+    assert (service.state, actions) == (State.READY, ())
+    service, actions = step(service, Exited(7, "killed by SIGKILL"), 6.0)
+    assert (service.state, actions) == (State.STARTING, (Spawn(8),))
 
 
 @settings(max_examples=100, deadline=None)
