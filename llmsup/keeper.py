@@ -13,10 +13,11 @@ from dataclasses import replace
 
 from llmsup.attendance import Attendance, Unit
 from llmsup.core import events, lifecycle
+from llmsup.core.diagnosis import KILLING, Ending, diagnose
 from llmsup.core.events import Action, Event
 from llmsup.core.service import Service, State
 from llmsup.errors import LaunchError
-from llmsup.host import logfile, ports
+from llmsup.host import cgroup, logfile, ports
 from llmsup.host.memory import Remembered
 from llmsup.host.process import ExitStatus, Found, Process, end_marked
 from llmsup.services.launch import Launch
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 PORT_RELEASE_TIMEOUT_S = 1.0
 PORT_LOOK_PERIOD_S = 0.01
 STRAY_GRACE_S = 1.0
+LAST_LINES = 200
 
 Change = Callable[[Service, Service], None]
 """Told (before, after) once a step changed the service, before its actions are performed."""
@@ -53,6 +55,7 @@ class Keeper:
         self._mailbox: deque[Event] = deque()
         self._is_stepping = False
         self._process: Process | None = None
+        self._oom_kills_before = 0
         self._timer: asyncio.TimerHandle | None = None
         self._attendants: set[asyncio.Task[None]] = set()
         self._sweeps: set[asyncio.Task[None]] = set()
@@ -172,6 +175,7 @@ class Keeper:
             self._note_exit(generation, status, log_offset)
 
         self._process = process
+        self._oom_kills_before = cgroup.oom_kills()
         process.watch(on_exit)
         attendance = Attendance(
             self.unit, generation, launch, process, post=self.post, service=lambda: self.service
@@ -205,11 +209,17 @@ class Keeper:
     def _note_exit(self, generation: int, status: ExitStatus, log_offset: int) -> None:
         self._dismiss()
         self._process = None
-        reason = status.reason
-        if status.code:
-            words = logfile.last_words(self.unit.log, log_offset)
-            reason = f"{reason}: {words}" if words else reason
-        exited = events.Exited(generation, reason, clean=status.clean)
+        # Somebody who is killed says nothing about it; not reading the log makes for a quick spawn.
+        is_killed = status.signal in KILLING
+        lines = () if is_killed else logfile.lines_since(self.unit.log, log_offset, LAST_LINES)
+        oom_kills = cgroup.oom_kills() - self._oom_kills_before
+        ending = Ending(status.reason, status.code, status.signal, lines, oom_kills)
+        diagnosis = diagnose(ending)
+        # What fails a start for good cannot be the end of a server that was ready.
+        is_permanent = diagnosis.is_permanent and self.service.state is State.STARTING
+        exited = events.Exited(
+            generation, diagnosis.reason, clean=status.clean, permanent=is_permanent
+        )
         # A death is answered at once; a stop is over when nothing is left of the generation.
         if self.service.state is State.STOPPING:
             self._held_back = exited

@@ -115,18 +115,16 @@ def follow(path: Path, poll_s: float = 0.25, *, lines: int = 0) -> Iterator[str]
             pending = b""
 
 
-def last_words(path: Path, since_offset: int) -> str:
-    """The last line with any text that was written after `since_offset`; "" if there is none."""
+def lines_since(path: Path, offset: int, lines: int) -> list[str]:
+    """The last lines that were written after `offset`, cleaned; none where they cannot be read."""
     size = size_bytes(path)
-    start = since_offset if since_offset <= size else 0
+    start = offset if offset <= size else 0
     try:
         written = _read(path, max(start, size - 64 * 1024), size)
     except OSError:  # a death is told whether or not its last words can be read
-        return ""
-    for line in reversed(written.split(b"\n")):
-        if words := _clean(line, 200).strip():
-            return words
-    return ""
+        return []
+    cleaned = (_clean(line).rstrip() for line in written.split(b"\n"))
+    return [line for line in cleaned if line][-lines:]
 
 
 # --- rotation
