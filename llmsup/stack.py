@@ -7,22 +7,22 @@ import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 
 from llmsup import __version__
-from llmsup.adoption import take_over
+from llmsup.adoption import Remembering, take_over
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
 from llmsup.config.paths import Paths
-from llmsup.control.wire import Answer, ServiceInfo, Status, UpstreamsInfo
+from llmsup.control.wire import Answer, Status, UpstreamsInfo
 from llmsup.core.routing import Endpoint, Member, UpstreamList, effective_routes
-from llmsup.core.service import ALIVE, Service, State, Want
+from llmsup.core.service import Service, State, Want
 from llmsup.errors import UsageError
 from llmsup.gateway import Gateway
-from llmsup.host import memory, procfs
+from llmsup.host import memory
 from llmsup.host.journal import Journal
 from llmsup.host.leftovers import home_mark
-from llmsup.host.memory import Memory, Remembered
 from llmsup.host.process import Found, end_marked, find
 from llmsup.host.rotation import Rotated, keep_rotated
+from llmsup.snapshot import service_info
 from llmsup.supervisor import Supervisor
 from llmsup.units import GATEWAY, build, wanted
 
@@ -32,7 +32,6 @@ EVENTS_MAX_BYTES = 4 * 1024 * 1024
 IN_FLIGHT_PERIOD_S = 0.02
 SETTLE_TIMEOUT_S = 3.0
 STRAY_GRACE_S = 10.0
-REMEMBER_AFTER_S = 0.05
 
 
 class Stack:
@@ -54,9 +53,8 @@ class Stack:
             parse_listen(profile.gateway.listen),
             loaded.api_keys,
         )
-        self._memory = memory.load(paths.memory, str(loaded.path))
-        remembered = self._memory.services
-        last_ports = {name: each.port for name, each in remembered.items() if each.port}
+        self._memory = memory.load(paths.memory, str(loaded.path)).services
+        last_ports = {name: each.port for name, each in self._memory.items() if each.port}
         self._supervisor = Supervisor(
             build(profile, paths, environ, last_ports),
             self._memory,
@@ -64,7 +62,9 @@ class Stack:
             drain_requests=self._drain_requests,
         )
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
-        self._remembering: asyncio.TimerHandle | None = None
+        self._remembering = Remembering(
+            paths.memory, str(loaded.path), self._wanted, self._supervisor.keepers
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._restart: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -78,7 +78,8 @@ class Stack:
         written earlier, they would be without services that answer at this very moment.
         """
         self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
-        up = [name for name in self._wanted if not self._was_stopped(name)]
+        stopped = {name for name, each in self._memory.items() if each.is_stopped}
+        up = [name for name in self._wanted if name not in stopped]
         found = find(home_mark(self._paths))
         self.gateway.prepare(takes_over=any(each.service == GATEWAY for each in found))
         self._unsettled = {each.service for each in found}
@@ -98,7 +99,6 @@ class Stack:
 
     def status(self) -> Status:
         """The whole stack as it is now."""
-        services = self._supervisor.services
         return Status(
             daemon={
                 "pid": os.getpid(),
@@ -114,7 +114,15 @@ class Stack:
             },
             gpu=None,
             gateway=self._loaded.profile.gateway.listen,
-            services=[self._describe(service) for service in services.values()],
+            services=[
+                service_info(
+                    keeper.service,
+                    keeper.unit,
+                    time.monotonic(),
+                    self.gateway.last_error if name == GATEWAY else "",
+                )
+                for name, keeper in self._supervisor.keepers.items()
+            ],
             routes=[
                 {
                     "route": route.name,
@@ -189,16 +197,12 @@ class Stack:
             task.cancel()
         for keeper in self._supervisor.keepers.values():
             keeper.disown()
-        self._remember()
+        self._remembering.now()
         self._journal.write("daemon", why="hands over to a new one")
         self.handed_over.set()
         return Answer(changed=[], message="handing over")
 
     # --- inside
-
-    def _was_stopped(self, name: str) -> bool:
-        remembered = self._memory.services.get(name)
-        return remembered is not None and remembered.is_stopped
 
     def _settle(self, *names: str) -> None:
         """Publish once nothing is unsettled any more; `names` are no longer waited for."""
@@ -211,33 +215,6 @@ class Stack:
             mark = f"{home_mark(self._paths)}{each.service}:{each.generation}:"
             await asyncio.to_thread(end_marked, mark, STRAY_GRACE_S)
 
-    def _remember_soon(self) -> None:
-        """Save the memory shortly: never between a death and the next spawn."""
-        if self._remembering is None:
-            loop = asyncio.get_running_loop()
-            self._remembering = loop.call_later(REMEMBER_AFTER_S, self._remember)
-
-    def _remember(self) -> None:
-        self._remembering = None
-        now = Memory(
-            procfs.boot_id(),
-            str(self._loaded.path),
-            {
-                name: Remembered(
-                    is_stopped=name in self._wanted and service.want is Want.DOWN,
-                    generation=service.generation,
-                    restarts=service.restarts,
-                    deaths=service.deaths,
-                    port=self._supervisor.keepers[name].unit.port,
-                )
-                for name, service in self._supervisor.services.items()
-            },
-        )
-        try:
-            memory.save(self._paths.memory, now)
-        except OSError as error:
-            log.warning("what a new daemon would need is not being saved: %s", error)
-
     async def _end(self, *, drain: bool) -> None:
         try:
             self._journal.write("daemon", why="stopping")
@@ -246,9 +223,7 @@ class Stack:
             await self._supervisor.stop_in_order(rest, drain=drain)
             for task in self._tasks:
                 task.cancel()
-            if self._remembering is not None:
-                self._remembering.cancel()
-            self._paths.memory.unlink(missing_ok=True)
+            self._remembering.forget()
             self.gateway.remove()
         finally:
             self._journal.write("daemon", why="stopped")
@@ -278,30 +253,10 @@ class Stack:
         service = self._supervisor.services[name]
         return service.want is Want.DOWN or service.state in {State.BACKOFF, State.FAILED}
 
-    def _describe(self, service: Service) -> ServiceInfo:
-        unit = self._supervisor.keepers[service.name].unit
-        is_alive = service.state in ALIVE
-        return {
-            "service": service.name,
-            "kind": unit.kind,
-            "want": service.want.value,
-            "state": service.state.value,
-            "pid": service.pid if is_alive else None,
-            "generation": service.generation,
-            "port": unit.port,
-            "model": unit.model,
-            "gpu_layers": unit.gpu_layers,
-            "planned_bytes": None,
-            "measured_bytes": None,
-            "restarts": service.restarts,
-            "uptime_s": time.monotonic() - service.started_at if is_alive else None,
-            "why": service.why or (self.gateway.last_error if service.name == GATEWAY else ""),
-        }
-
     def _note_change(self, before: Service, after: Service) -> None:
         if after.state is not State.STARTING:
             self._unsettled.discard(after.name)
-        self._remember_soon()
+        self._remembering.soon()
         is_same = before.state is after.state and before.generation == after.generation
         if not is_same or before.want is not after.want:  # /health names what is wanted
             self._publish()

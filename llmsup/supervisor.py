@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 from llmsup.attendance import Unit
 from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, StopAsked
 from llmsup.core.service import ALIVE, Service, State, Want
-from llmsup.host.memory import Memory
+from llmsup.host.memory import Remembered
 from llmsup.keeper import Change, DrainRequests, Keeper
 
 
@@ -20,7 +20,7 @@ class Supervisor:
     def __init__(
         self,
         units: Iterable[Unit],
-        memory: Memory,
+        remembered: Mapping[str, Remembered],
         *,
         on_change: Change,
         drain_requests: DrainRequests,
@@ -31,7 +31,7 @@ class Supervisor:
         self.keepers = {
             unit.name: Keeper(
                 unit,
-                memory.services.get(unit.name),
+                remembered.get(unit.name),
                 on_change=self._note_change,
                 drain_requests=drain_requests,
             )

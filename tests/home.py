@@ -15,7 +15,6 @@ from typing import Any
 from llmsup.config.paths import Paths, paths
 from llmsup.host import leftovers
 from llmsup.host.process import marked
-from llmsup.services.envoy import Layout
 
 REPOSITORY = Path(__file__).parents[1]
 STUBS = Path(__file__).parent / "stubs"
@@ -162,7 +161,6 @@ class Home:
             os.kill(pid, 9)
             wait_until(lambda: not is_alive(pid), "the daemon's end")
         leftovers.end(self.paths)
-        Layout(self.paths.gateway).shared_memory.unlink(missing_ok=True)
         shutil.rmtree(self.root, ignore_errors=True)
 
 

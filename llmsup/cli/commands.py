@@ -118,11 +118,22 @@ def stop(services: Services = None, now: Now = False) -> None:
 
 
 @app.command()
-def restart(services: Services = None, now: Now = False) -> None:
+def restart(
+    services: Services = None,
+    now: Now = False,
+    daemon: Annotated[
+        bool, typer.Option("--daemon", help="Replace the daemon; services are not touched.")
+    ] = False,
+) -> None:
     """Give some services, or all but the gateway, a new process, one after another."""
     from llmsup.cli import restart as verb
 
-    verb.restart(services or (), now=now)
+    if not daemon:
+        verb.restart(services or (), now=now)
+    elif services or now:
+        raise UsageError("--daemon goes with nothing else", hint="llmsup restart --daemon")
+    else:
+        verb.restart_daemon()
 
 
 @app.command()

@@ -1,14 +1,39 @@
-"""`llmsup restart`."""
+"""`llmsup restart`: services, or the daemon under them."""
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from llmsup.cli import outcome, terminal
-from llmsup.cli.wait import wait_ready
+from llmsup.cli.wait import POLL_SOCKET_S, wait_ready
 from llmsup.config.paths import paths
 from llmsup.control.client import Client
 from llmsup.control.wire import Status
-from llmsup.errors import LlmsupError
+from llmsup.errors import LlmsupError, NotRunningError, UnknownStateError
+
+DAEMON_TIMEOUT_S = 30.0
+
+
+def restart_daemon() -> None:
+    """Have the daemon replaced by one of the version installed now; no service is touched."""
+    home = paths()
+    client = Client(home)
+    client.status()
+    asked_at = time.monotonic()
+    client.hand_over()
+    while True:
+        elapsed_s = time.monotonic() - asked_at
+        with suppress(NotRunningError, UnknownStateError):
+            daemon = client.status()["daemon"]
+            if daemon["uptime_s"] < elapsed_s:
+                break
+        if elapsed_s > DAEMON_TIMEOUT_S:
+            raise UnknownStateError(
+                f"no new daemon has answered for {DAEMON_TIMEOUT_S:g} s",
+                hint=f"its servers go on; see {home.daemon_log}, then llmsup start",
+            )
+        time.sleep(POLL_SOCKET_S)
+    terminal.say(f"replaced: daemon pid {daemon['pid']}, version {daemon['version']}")
 
 
 def restart(services: Sequence[str], *, now: bool) -> None:

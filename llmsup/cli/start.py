@@ -16,7 +16,7 @@ from llmsup.config.paths import Paths, paths
 from llmsup.config.profiles import default_name, find
 from llmsup.config.schema import Profile, Qdrant
 from llmsup.control.client import Client
-from llmsup.control.wire import DaemonInfo, Status
+from llmsup.control.wire import DaemonInfo, ServiceInfo, Status
 from llmsup.errors import ConfigError, LlmsupError, Problem, UsageError
 from llmsup.host import ports
 from llmsup.host.leftovers import home_mark
@@ -46,10 +46,19 @@ def start(
         if status is not None:
             break
         # Another start was quicker: what it brought up may be what is asked for here.
+    # A daemon that takes over leaves stopped what was stopped; who asks for a start wants it all.
+    stopped = [info["service"] for info in status["services"] if _was_stopped(info)]
+    if stopped:
+        Client(home).start(stopped)
+        status = Client(home).status()
     if wait:
         _wait_up(home, _wanted(status), timeout_s, began)
     else:
         terminal.say(f"starting: {loaded.name} · {render.address(status)}")
+
+
+def _was_stopped(info: ServiceInfo) -> bool:
+    return info["want"] == "down" and info["generation"] > 0
 
 
 def start_in_foreground(source: str | None, overrides: Sequence[str]) -> None:

@@ -12,7 +12,6 @@ from llmsup.errors import LlmsupError
 from llmsup.host import leftovers
 from llmsup.host.lock import Lock
 from llmsup.host.process import marked
-from llmsup.services.envoy import Layout
 
 
 def stop_stack(*, now: bool) -> None:
@@ -67,7 +66,6 @@ def _end_leftovers(home: Paths) -> None:
         terminal.say("not up")
         return
     ended = leftovers.end(home)
-    Layout(home.gateway).shared_memory.unlink(missing_ok=True)
     shutil.rmtree(home.gateway, ignore_errors=True)
     home.control_socket.unlink(missing_ok=True)
     if ended:

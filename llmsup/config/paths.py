@@ -66,7 +66,7 @@ class Paths:
 
     def require_short(self) -> None:
         """Raise LlmsupError where a socket below these directories could not have its name."""
-        longest = self.gateway / "h_udp_parent_9999990"  # Envoy's; control.sock is shorter
+        longest = self.gateway / "admin.sock"
         if len(os.fsencode(longest)) > SOCKET_PATH_MAX_BYTES:
             raise LlmsupError(
                 f"{self.runtime} is too long a path for Unix sockets",

@@ -7,7 +7,6 @@ The settings that look odd each answer something that was seen to go wrong witho
 """
 
 import re
-import zlib
 from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import ip_address
@@ -48,11 +47,6 @@ class Layout:
         return (self.directory, self.temporary, self.routes.parent, listed)
 
     @property
-    def sockets(self) -> tuple[Path, ...]:
-        """The admin socket, and the longest path that Envoy makes of `handover`."""
-        return (self.admin_socket, self.directory / f"h_udp_parent_{self.base_id}0")
-
-    @property
     def bootstrap(self) -> Path:
         """What Envoy is started with."""
         return self.directory / "bootstrap.json"
@@ -82,21 +76,6 @@ class Layout:
         """Envoy's admin interface, mode 0600 and never on TCP."""
         return self.directory / "admin.sock"
 
-    @property
-    def handover(self) -> Path:
-        """Prefix of the sockets over which an Envoy hands over to its successor."""
-        return self.directory / "h"
-
-    @property
-    def base_id(self) -> int:
-        """Keeps the Envoys of one machine apart, in the names of their shared memory."""
-        return zlib.crc32(str(self.directory).encode()) % 1_000_000
-
-    @property
-    def shared_memory(self) -> Path:
-        """What Envoy keeps outside the directory, and leaves there when it ends."""
-        return Path(f"/dev/shm/envoy_shared_memory_{self.base_id}0")  # noqa: S108 - Envoy's choice
-
     def upstreams(self, route: str) -> Path:
         """EDS: the upstream list of one route."""
         return self.directory / "upstreams" / f"{cluster_name(route)}.json"
@@ -112,8 +91,8 @@ def cluster_name(route: str) -> str:
 def launch(binary: str, directory: Path, listen: Endpoint) -> Launch:
     """How Envoy is started.
 
-    The base id and the handover sockets are derived from the directory, so that a successor which
-    takes over from a live Envoy can name them. Abstract sockets, the default, are open to all.
+    Without hot restart: with it, Envoy asks the kernel for a SIGTERM when its parent dies, and the
+    daemon's death would end the gateway (docs/decisions/0011).
     """
     layout = Layout(directory)
     argv = (

@@ -149,7 +149,6 @@ class Stack:
             process.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
         # 104 bytes that a killed Envoy leaves; the next one of the same directory would reuse them.
-        Path(f"/dev/shm/envoy_shared_memory_{self.layout.base_id}0").unlink(missing_ok=True)
 
     # --- lists
 

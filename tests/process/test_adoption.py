@@ -9,8 +9,6 @@ import socket
 import pytest
 
 from bench.load import Load, chat_body
-from llmsup.control.client import Client
-from llmsup.errors import LlmsupError
 from tests.home import Home, is_alive, wait_until
 from tests.process.test_stack import ask, dual
 
@@ -145,17 +143,21 @@ def test_a_stopped_service_stays_stopped(home: Home) -> None:
 
 
 def replace_daemon(home: Home) -> None:
-    """As `llmsup restart --daemon` does."""
-    uptime = _uptime(home)
-    Client(home.paths).hand_over()
-    wait_until(lambda: _uptime(home) < uptime, "the new daemon")
+    result = home.cli("restart", "--daemon")
+    assert result.returncode == 0, result.stderr + home.daemon_log()
+    assert "replaced: daemon pid" in result.stderr
 
 
-def _uptime(home: Home) -> float:
-    try:
-        return float(home.status()["daemon"]["uptime_s"])
-    except LlmsupError:
-        return float("inf")
+def test_a_start_brings_up_what_was_stopped_before_the_daemon_died(home: Home) -> None:
+    dual(home)
+    home.start()
+    assert home.cli("stop", "code").returncode == 0
+    wait_until(
+        lambda: b'"is_stopped":true' in home.paths.memory.read_bytes(), "the memory of the stop"
+    )
+    kill_daemon(home)
+    home.start()
+    assert home.service("code")["state"] == "ready"
 
 
 def test_a_daemon_is_replaced_under_load_without_a_failed_request(home: Home) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from llmsup.services.envoy import Layout
 from tests.home import LLMSUP, Home, free_ports, is_alive, stub, wait_until
 
 
@@ -87,7 +86,6 @@ def test_up_answers_and_stops_without_a_trace(home: Home) -> None:
     assert home.processes() == []
     assert home.cli("status").returncode == 3
     assert list(home.paths.runtime.iterdir()) == []
-    assert not Layout(home.paths.gateway).shared_memory.exists()
 
 
 def test_a_killed_server_is_replaced_and_the_list_follows(home: Home) -> None:
@@ -171,21 +169,6 @@ def test_two_daemons_on_one_home_cannot_run(home: Home) -> None:
     assert result.returncode == 1
     assert f"another daemon (pid {home.daemon_pid()})" in result.stderr
     assert "Traceback" not in result.stderr
-    assert ask(home)[1]["x-llmsup-service"] == "chat"
-
-
-def test_a_killed_daemon_leaves_a_stack_that_the_next_start_takes_over(home: Home) -> None:
-    """Given a daemon killed with its socket and lock in place, a start ends the leftovers first."""
-    dual(home)
-    home.start()
-    old = home.processes()
-    pid = home.daemon_pid()
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not is_alive(pid), "the daemon's end")
-    assert home.cli("status").returncode == 3
-    home.start()
-    assert not [pid for pid in old if is_alive(pid)]
     assert ask(home)[1]["x-llmsup-service"] == "chat"
 
 

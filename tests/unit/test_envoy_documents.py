@@ -1,7 +1,6 @@
 """The documents that Envoy is given: the settings whose absence was seen to hurt."""
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from llmsup.config.listen import is_loopback, parse_listen
 from llmsup.core.routing import Endpoint, Route, Upstream
 from llmsup.errors import GatewayError
 from llmsup.gateway import Gateway
-from llmsup.host import envoy_needs, inotify
+from llmsup.host import inotify
 from llmsup.host.replace import fingerprint, replace_file
 from llmsup.services import envoy_admin, envoy_errors
 from llmsup.services.envoy import ALIVE_PATH, Layout, bootstrap, cluster_name, launch
@@ -80,11 +79,6 @@ def test_launch_probes_envoy_itself(host: str, probed: str) -> None:
     assert made.ports == (8000,)
     assert made.argv[:3] == ("/bin/envoy", "-c", str(LAYOUT.bootstrap))
     assert "--reject-unknown-dynamic-fields" in made.argv
-
-
-def test_base_id_is_of_the_directory() -> None:
-    assert LAYOUT.base_id == Layout(LAYOUT.directory).base_id
-    assert LAYOUT.base_id != Layout(Path("/elsewhere")).base_id
 
 
 # --- names
@@ -357,29 +351,6 @@ def test_more_routes_than_inotify_instances_are_refused(
     assert "sysctl fs.inotify.max_user_instances" in caught.value.hint
     monkeypatch.setattr(inotify, "instances_left", lambda: len(ROUTES) + 3)
     gateway.prepare()
-
-
-def test_a_full_shared_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Envoy would end with SIGBUS at its first write there."""
-    gateway = Gateway(tmp_path, ROUTES, ("127.0.0.1", 8000))
-    found = list(os.statvfs(tmp_path))
-    found[0], found[1], found[4] = 4096, 4096, 255
-    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result(found))
-
-    with pytest.raises(GatewayError, match="/dev/shm has 1020 KiB free") as caught:
-        gateway.prepare()
-
-    assert "--shm-size" in caught.value.hint
-    found[4] = 256
-    gateway.prepare()
-
-
-def test_a_machine_without_shared_memory_is_not_judged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(envoy_needs, "SHARED_MEMORY", tmp_path / "none")
-
-    Gateway(tmp_path, ROUTES, ("127.0.0.1", 8000)).prepare()
 
 
 def test_a_fingerprint_changes_with_the_file(tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""A service as `llmsup status` shows it."""
+
+from llmsup.attendance import Unit
+from llmsup.control.wire import ServiceInfo
+from llmsup.core.service import ALIVE, Service
+
+
+def service_info(service: Service, unit: Unit, now: float, trouble: str = "") -> ServiceInfo:
+    """One service at monotonic time `now`; `trouble` is said where it has no reason of its own."""
+    is_alive = service.state in ALIVE
+    return {
+        "service": service.name,
+        "kind": unit.kind,
+        "want": service.want.value,
+        "state": service.state.value,
+        "pid": service.pid if is_alive else None,
+        "generation": service.generation,
+        "port": unit.port,
+        "model": unit.model,
+        "gpu_layers": unit.gpu_layers,
+        "planned_bytes": None,
+        "measured_bytes": None,
+        "restarts": service.restarts,
+        "uptime_s": now - service.started_at if is_alive else None,
+        "why": service.why or trouble,
+    }
