@@ -25,28 +25,39 @@ SAVE_AFTER_S = 0.05
 
 @dataclass(frozen=True)
 class Takeover:
-    """The services whose processes were adopted, and the processes that were not."""
+    """The services whose processes were adopted, those of them that were started otherwise than
+    they would be now, and the generations, as (service, number), that were not adopted.
+    """
 
     adopted: frozenset[str]
-    strays: tuple[Found, ...]
+    outdated: frozenset[str]
+    strays: frozenset[tuple[str, int]]
 
 
 def take_over(
     found: Iterable[Found], keepers: Mapping[str, Keeper], wanted: Collection[str]
 ) -> Takeover:
-    """Adopt the newest process of each wanted service."""
+    """Adopt the leader of the newest generation of each wanted service.
+
+    A helper that left for a session of its own looks like a leader, too: the oldest process is it.
+    """
+    everything = tuple(found)
     newest: dict[str, Found] = {}
-    for each in sorted(found, key=lambda found: found.generation):
-        newest[each.service] = each
-    adopted = frozenset(
-        name
+    for each in sorted(everything, key=lambda one: (-one.generation, one.start_ticks)):
+        if each.is_leader:
+            newest.setdefault(each.service, each)
+    adoptions = {
+        name: keepers[name].adopt(each)
         for name, each in newest.items()
-        if name in wanted and name in keepers and keepers[name].adopt(each)
+        if name in wanted and name in keepers
+    }
+    adopted = frozenset(name for name, adoption in adoptions.items() if adoption is not None)
+    kept = {(name, newest[name].generation) for name in adopted}
+    return Takeover(
+        adopted,
+        frozenset(name for name, is_current in adoptions.items() if is_current is False),
+        frozenset((each.service, each.generation) for each in everything) - kept,
     )
-    strays = tuple(
-        each for each in found if each.service not in adopted or newest[each.service] != each
-    )
-    return Takeover(adopted, strays)
 
 
 class Remembering:
@@ -60,10 +71,11 @@ class Remembering:
         self._wanted = frozenset(wanted)
         self._keepers = keepers
         self._timer: asyncio.TimerHandle | None = None
+        self._is_ending = False
 
     def soon(self) -> None:
         """Save shortly: never between a death and the next spawn."""
-        if self._timer is None:
+        if self._timer is None and not self._is_ending:
             self._timer = asyncio.get_running_loop().call_later(SAVE_AFTER_S, self.now)
 
     def now(self) -> None:
@@ -71,7 +83,7 @@ class Remembering:
         self._cancel()
         services = {
             name: Remembered(
-                is_stopped=name in self._wanted and keeper.service.want is Want.DOWN,
+                asked=self._asked(name, keeper.service.want),
                 generation=keeper.service.generation,
                 restarts=keeper.service.restarts,
                 deaths=keeper.service.deaths,
@@ -85,10 +97,15 @@ class Remembering:
             log.warning("what a new daemon would need is not being saved: %s", error)
 
     def forget(self) -> None:
-        """Remove the file: nothing is left to be taken over."""
+        """Remove the file for good: a stack that ends has nothing that was stopped by somebody."""
         self._cancel()
+        self._is_ending = True
         with suppress(OSError):
             self._path.unlink()
+
+    def _asked(self, name: str, want: Want) -> str:
+        """What the operator asked of the service, empty where the profile wants the same."""
+        return "" if (want is Want.UP) == (name in self._wanted) else want.value
 
     def _cancel(self) -> None:
         if self._timer is not None:

@@ -19,7 +19,8 @@ from llmsup.control.server import serve
 from llmsup.errors import LlmsupError, UsageError
 from llmsup.host import leftovers
 from llmsup.host.lock import Lock
-from llmsup.stack import Stack
+from llmsup.host.process import reap
+from llmsup.stack import STOP_SIGNALS, Stack
 
 log = logging.getLogger("llmsup.daemon")
 
@@ -29,24 +30,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="llmsup.daemon", description=__doc__)
     parser.add_argument("--profile", required=True, help="a profile's name or file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--lock-fd", type=int, help="the lock, inherited over an execve")
     arguments = parser.parse_args(argv)
     try:
         _log_to_stderr(os.environ.get("LLMSUP_LOG") or "info")
         home = paths()
         home.create()
-        lock = Lock.acquire(home.lock)
+        inherited = arguments.lock_fd
+        lock = Lock.acquire(home.lock) if inherited is None else Lock.inherit(inherited)
         loaded = load(
             arguments.profile,
             environ=os.environ,
             overrides=arguments.overrides,
             config_dir=home.config,
         )
-        is_handing_over = asyncio.run(_run(loaded, home))
+        if asyncio.run(_run(loaded, home)):
+            _become_new_daemon(arguments.profile, arguments.overrides, lock)
         lock.release()
-        if is_handing_over:
-            # In place: the processes stay our children, and systemd keeps its main process.
-            command = [sys.executable, "-P", "-m", "llmsup.daemon", *(argv or sys.argv[1:])]
-            os.execv(command[0], command)  # noqa: S606 - no shell is meant
     except KeyboardInterrupt:  # before the first signal handler: nothing has been started yet
         return 130
     except OSError as error:
@@ -61,8 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _become_new_daemon(profile: str, overrides: Sequence[str], lock: Lock) -> None:
+    """In place: the processes stay our children, the lock ours, and systemd's main process."""
+    command = [sys.executable, "-P", "-m", "llmsup.daemon", "--profile", profile]
+    command += [word for override in overrides for word in ("--set", override)]
+    command += ["--lock-fd", str(lock.keep_over_exec())]
+    os.execv(command[0], command)  # noqa: S606 - no shell is meant
+
+
 async def _run(loaded: Loaded, home: Paths) -> bool:
     """Keep the stack until it has stopped (False) or is handed over to a new daemon (True)."""
+    reap()
     stack = Stack(loaded, home, os.environ)
     _follow_signals(stack)
     async with serve(app(stack), home.control_socket):
@@ -98,8 +107,9 @@ def _follow_signals(stack: Stack) -> None:
         stack.shut_down(now=seen > 1)
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     # A closing terminal must not take the stack with it.
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
 

@@ -75,30 +75,30 @@ class Keeper:
                 log.exception("service=%s %s broke", self.unit.name, event)
         self._is_stepping = False
 
-    def adopt(self, found: Found) -> bool:
-        """Keep a process that an earlier daemon started; False where it has just ended.
+    def adopt(self, found: Found) -> bool | None:
+        """Keep a process that an earlier daemon started.
 
-        One that was started otherwise than it would be now is replaced.
+        Returns whether it was started as it would be now; None where it cannot be kept.
         """
         try:
             launch = self.unit.launch()
         except Exception as error:
             log.error("service=%s its process cannot be adopted: %s", self.unit.name, error)
-            return False
+            return None
         mark = self.unit.generation_mark(found.generation)
         process = Process.adopt(found.pid, log=self.unit.log, mark=mark)
         if process is None:
-            return False
+            return None
         self.post(events.Adopted(found.generation, found.pid))
         offset = logfile.size_bytes(self.unit.log)
         self._attend_to(process, found.generation, launch, offset)
-        if found.digest != launch.digest:
-            self.post(events.RestartAsked())
-        return True
+        return found.digest == launch.digest
 
     def disown(self) -> None:
         """Let go of the process, which lives on for the next daemon to adopt."""
         self._dismiss()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._process is not None:
             self._process.disown()
             self._process = None
@@ -215,8 +215,13 @@ class Keeper:
         oom_kills = cgroup.oom_kills() - self._oom_kills_before
         ending = Ending(status.reason, status.code, status.signal, lines, oom_kills)
         diagnosis = diagnose(ending)
-        # What fails a start for good cannot be the end of a server that was ready.
-        is_permanent = diagnosis.is_permanent and self.service.state is State.STARTING
+        # What fails a start for good cannot be the end of a server that was ready, and the words
+        # are those of llama-server: another program may say them and mean something else.
+        is_permanent = (
+            diagnosis.is_permanent
+            and self.unit.kind == "llama-server"
+            and self.service.state is State.STARTING
+        )
         exited = events.Exited(
             generation, diagnosis.reason, clean=status.clean, permanent=is_permanent
         )

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 
@@ -20,7 +21,7 @@ from llmsup.gateway import Gateway
 from llmsup.host import memory
 from llmsup.host.journal import Journal
 from llmsup.host.leftovers import home_mark
-from llmsup.host.process import Found, end_marked, find
+from llmsup.host.process import end_marked, find
 from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.snapshot import service_info
 from llmsup.supervisor import Supervisor
@@ -32,6 +33,7 @@ EVENTS_MAX_BYTES = 4 * 1024 * 1024
 IN_FLIGHT_PERIOD_S = 0.02
 SETTLE_TIMEOUT_S = 3.0
 STRAY_GRACE_S = 10.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stack:
@@ -62,6 +64,7 @@ class Stack:
             drain_requests=self._drain_requests,
         )
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
+        self._outdated: frozenset[str] = frozenset()
         self._remembering = Remembering(
             paths.memory, str(loaded.path), self._wanted, self._supervisor.keepers
         )
@@ -78,22 +81,28 @@ class Stack:
         written earlier, they would be without services that answer at this very moment.
         """
         self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
-        stopped = {name for name, each in self._memory.items() if each.is_stopped}
-        up = [name for name in self._wanted if name not in stopped]
+        asked = {name: each.asked for name, each in self._memory.items()}
+        up = [
+            name
+            for name in self._supervisor.keepers
+            if asked.get(name) == "up" or (name in self._wanted and asked.get(name) != "down")
+        ]
         found = find(home_mark(self._paths))
         self.gateway.prepare(takes_over=any(each.service == GATEWAY for each in found))
         self._unsettled = {each.service for each in found}
         taken = take_over(found, self._supervisor.keepers, up)
-        self._unsettled &= taken.adopted
+        self._outdated = taken.outdated
+        # A new Envoy has no lists to be kept: whoever is ready helps.
+        self._unsettled &= taken.adopted if GATEWAY in taken.adopted else frozenset()
         if taken.adopted:
             log.info("adopted %s", _listed(sorted(taken.adopted)))
             self._journal.write("daemon", why=f"adopted {_listed(sorted(taken.adopted))}")
+        self._keep(self._end_strays(taken.strays))
+        self._supervisor.start((name for name in up if name not in taken.adopted), forgive=False)
         asyncio.get_running_loop().call_later(SETTLE_TIMEOUT_S, self._settle, *self._unsettled)
         self._settle()
-        self._keep(self._end_strays(taken.strays))
         self._keep(self.gateway.keep_confirmed(self._note_confirmed))
         self._keep(keep_rotated(self._logs()))
-        self._supervisor.start(name for name in up if name not in taken.adopted)
 
     # --- what the control API asks
 
@@ -182,8 +191,13 @@ class Stack:
 
     def shut_down(self, *, now: bool) -> Answer:
         """Stop everything, the gateway first; `stopped` is set at the end. Returns at once."""
+        if self.handed_over.is_set():
+            # Blocked here and kept over the execve: the new daemon gets it, and obeys.
+            signal.raise_signal(signal.SIGTERM)
+            return Answer(changed=[], message="stopping")
         if self._ending is None:
             self._cancel_restart()
+            self._remembering.forget()
             self._ending = asyncio.get_running_loop().create_task(self._end(drain=not now))
         elif now:
             self._supervisor.stop(self._supervisor.services, drain=False)
@@ -198,6 +212,8 @@ class Stack:
         for keeper in self._supervisor.keepers.values():
             keeper.disown()
         self._remembering.now()
+        # Until the new daemon listens to signals: one that comes in between waits for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         self._journal.write("daemon", why="hands over to a new one")
         self.handed_over.set()
         return Answer(changed=[], message="handing over")
@@ -205,14 +221,21 @@ class Stack:
     # --- inside
 
     def _settle(self, *names: str) -> None:
-        """Publish once nothing is unsettled any more; `names` are no longer waited for."""
+        """Publish once nothing is unsettled any more; `names` are no longer waited for.
+
+        Then those that were started otherwise than they would be now are restarted, one by one.
+        """
         self._unsettled.difference_update(names)
         self._publish()
+        if self._outdated and not self._unsettled:
+            outdated, self._outdated = self._outdated, frozenset()
+            log.info("restarting %s: the launch has changed", _listed(sorted(outdated)))
+            self._restart = self._keep(self._supervisor.restart_in_order(outdated))
 
-    async def _end_strays(self, strays: Iterable[Found]) -> None:
-        for each in strays:
-            log.info("ending pid=%d of service=%s: not wanted", each.pid, each.service)
-            mark = f"{home_mark(self._paths)}{each.service}:{each.generation}:"
+    async def _end_strays(self, strays: Iterable[tuple[str, int]]) -> None:
+        for service, generation in sorted(strays):
+            log.info("ending what is left of service=%s generation=%d", service, generation)
+            mark = f"{home_mark(self._paths)}{service}:{generation}:"
             await asyncio.to_thread(end_marked, mark, STRAY_GRACE_S)
 
     async def _end(self, *, drain: bool) -> None:
@@ -223,7 +246,6 @@ class Stack:
             await self._supervisor.stop_in_order(rest, drain=drain)
             for task in self._tasks:
                 task.cancel()
-            self._remembering.forget()
             self.gateway.remove()
         finally:
             self._journal.write("daemon", why="stopped")
@@ -254,9 +276,9 @@ class Stack:
         return service.want is Want.DOWN or service.state in {State.BACKOFF, State.FAILED}
 
     def _note_change(self, before: Service, after: Service) -> None:
-        if after.state is not State.STARTING:
-            self._unsettled.discard(after.name)
         self._remembering.soon()
+        if after.state is not State.STARTING and after.name in self._unsettled:
+            self._settle(after.name)
         is_same = before.state is after.state and before.generation == after.generation
         if not is_same or before.want is not after.want:  # /health names what is wanted
             self._publish()

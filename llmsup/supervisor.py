@@ -55,10 +55,10 @@ class Supervisor:
         graph = {name: keeper.unit.depends_on for name, keeper in self.keepers.items()}
         return tuple(TopologicalSorter(graph).static_order())
 
-    def start(self, names: Iterable[str]) -> None:
+    def start(self, names: Iterable[str], *, forgive: bool = True) -> None:
         """Want these up; dependencies are awaited by their keepers."""
         for name in names:
-            self.keepers[name].post(StartAsked())
+            self.keepers[name].post(StartAsked(forgive))
 
     def stop(self, names: Iterable[str], *, drain: bool = True) -> None:
         """Want these down."""

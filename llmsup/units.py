@@ -12,6 +12,7 @@ from llmsup.core.service import Policy
 from llmsup.errors import LaunchError
 from llmsup.host import binaries, ports
 from llmsup.host.leftovers import home_mark
+from llmsup.host.process import carries_mark
 from llmsup.services import command, envoy, llama_server, qdrant
 from llmsup.services.launch import Launch
 
@@ -34,10 +35,18 @@ def build(
     for name, service in profile.service.items():
         port = service.port
         if port is None and isinstance(service, LlamaServer):
-            port = last_ports.get(name) or ports.free_port(taken)
+            last = last_ports.get(name)
+            is_ours = last is not None and last not in taken and _is_ours(last, home_mark(paths))
+            port = last if last is not None and is_ours else ports.free_port(taken)
             taken.add(port)
         units.append(_unit(name, service, port, paths, environ))
     return tuple(units)
+
+
+def _is_ours(port: int, mark: str) -> bool:
+    """Whether nobody but processes of this home listens on the port."""
+    holders = ports.owners(port)
+    return all(each.pid is not None and carries_mark(each.pid, mark) for each in holders)
 
 
 def wanted(profile: Profile) -> tuple[str, ...]:

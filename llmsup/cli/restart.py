@@ -1,11 +1,13 @@
 """`llmsup restart`: services, or the daemon under them."""
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 
 from llmsup.cli import outcome, terminal
 from llmsup.cli.wait import POLL_SOCKET_S, wait_ready
+from llmsup.config.load import load
 from llmsup.config.paths import paths
 from llmsup.control.client import Client
 from llmsup.control.wire import Status
@@ -18,7 +20,14 @@ def restart_daemon() -> None:
     """Have the daemon replaced by one of the version installed now; no service is touched."""
     home = paths()
     client = Client(home)
-    client.status()
+    daemon = client.status()["daemon"]
+    # What the new daemon would refuse is refused while the old one is still there.
+    load(
+        daemon["profile_path"],
+        environ=os.environ,
+        overrides=daemon["overrides"],
+        config_dir=home.config,
+    )
     asked_at = time.monotonic()
     client.hand_over()
     while True:

@@ -84,8 +84,10 @@ _RULES: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
         (Cause.HOST_MEMORY, r"mmap failed: Cannot allocate memory"),
         (Cause.LIBRARY_MISSING, r"error while loading shared libraries: \S+"),
         (Cause.MODEL_UNKNOWN, r"unknown model architecture: '[^']*'"),
-        (Cause.MODEL_MISSING, r"failed to open GGUF file|gguf_init_from_file: .*No such file"),
-        (Cause.MODEL_MISSING, r"failed to open .*\.gguf.*: No such file"),
+        (
+            Cause.MODEL_MISSING,
+            r"failed to open GGUF file|gguf_init_from_file: .{0,300}No such file",
+        ),
         (Cause.MODEL_CORRUPT, r"not within the file bounds, model is corrupted or incomplete"),
         (Cause.MODEL_CORRUPT, r"invalid magic characters|failed to read magic"),
         (Cause.MODEL_CORRUPT, r"gguf_init_from_(file|reader)\w*: (failed|invalid|bad)"),
@@ -96,12 +98,15 @@ _RULES: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
 )
 _STAMP = re.compile(r"^[\d.]+ [A-Z] \s*")
 _LAST_LINES = 60
+_LINE_MAX_CHARS = 500
 _WORDS_MAX_CHARS = 200
 
 
 def diagnose(ending: Ending) -> Diagnosis:
     """The most telling cause of an end. Total: every ending has one."""
-    recent = ending.lines[-_LAST_LINES:]
+    if ending.code == 0:
+        return Diagnosis(Cause.EXITED, ending.words)
+    recent = [line[:_LINE_MAX_CHARS] for line in ending.lines[-_LAST_LINES:]]
     for cause, pattern in _RULES:
         for line in recent:
             if pattern.search(line):
@@ -113,7 +118,7 @@ def diagnose(ending: Ending) -> Diagnosis:
         return Diagnosis(cause, f"{ending.words}: it was built for another processor")
     last = next((_said(line) for line in reversed(recent) if line.strip()), "")
     # Who was killed did not say why: its last line was about something else.
-    if cause is Cause.KILLED or not last or ending.code == 0:
+    if cause is Cause.KILLED or not last:
         return Diagnosis(cause, ending.words)
     return Diagnosis(cause, f"{ending.words}: {last}")
 

@@ -43,6 +43,7 @@ def variants(service: Service) -> tuple[Event, ...]:
     timer = () if service.timer_at is None else (TimerElapsed(service.timer_at),)
     return (
         StartAsked(),
+        StartAsked(forgive=False),
         StopAsked(drain=True),
         StopAsked(drain=False),
         RestartAsked(drain=True),

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StartAsked:
-    """The operator wants the service up; a running one is left alone."""
+    """The service is wanted up; one that is there is left alone.
+
+    `forgive`: past deaths are forgotten. A new daemon that only goes on does not forgive.
+    """
+
+    forgive: bool = True
 
 
 @dataclass(frozen=True)

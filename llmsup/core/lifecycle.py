@@ -136,7 +136,10 @@ def _asked(want: Want) -> str:
 # --- rules, by event ----------------------------------------------------------------------------
 
 
-def _start(service: Service, _event: Event, now: float) -> Step:
+def _start(service: Service, event: StartAsked | RestartAsked, now: float) -> Step:
+    if isinstance(event, StartAsked) and not event.forgive and service.deaths:
+        why = "died under an earlier daemon"
+        return _recover(replace(service, want=Want.UP, why=why), now)
     return _spawn_or_wait(replace(service, want=Want.UP, deaths=(), why=""), now)
 
 

@@ -18,6 +18,17 @@ class Lock:
         self._file = file
 
     @classmethod
+    def inherit(cls, file: int) -> "Lock":
+        """The lock that the daemon we were before the execve held on to."""
+        os.set_inheritable(file, False)
+        return cls(file)
+
+    def keep_over_exec(self) -> int:
+        """Have the next program hold the lock; returns the descriptor to `inherit` it by."""
+        os.set_inheritable(self._file, True)
+        return self._file
+
+    @classmethod
     def acquire(cls, path: Path) -> "Lock":
         """Take the lock. Raises LlmsupError with the holder's pid where it is taken."""
         try:

@@ -120,7 +120,7 @@ def lines_since(path: Path, offset: int, lines: int) -> list[str]:
     size = size_bytes(path)
     start = offset if offset <= size else 0
     try:
-        written = _read(path, max(start, size - 64 * 1024), size)
+        written = _read(path, max(start, size - 16 * 1024), size)
     except OSError:  # a death is told whether or not its last words can be read
         return []
     cleaned = (_clean(line).rstrip() for line in written.split(b"\n"))

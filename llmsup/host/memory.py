@@ -23,10 +23,10 @@ MAX_BYTES = 4 * 1024 * 1024
 class Remembered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One service. `deaths` are monotonic seconds, good for one boot of the machine.
 
-    `is_stopped`: the profile wants it up and the operator has stopped it.
+    `asked`: what the operator asked where that is not what the profile wants, "up" or "down".
     """
 
-    is_stopped: bool
+    asked: str
     generation: int
     restarts: int
     deaths: tuple[float, ...] = ()

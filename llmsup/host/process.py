@@ -175,24 +175,34 @@ class Process:
 
 @dataclass(frozen=True)
 class Found:
-    """A process that a daemon of this home started: the leader of one generation of a service."""
+    """A process of one generation of a service, which a daemon of this home started."""
 
     pid: int
     service: str
     generation: int
     digest: str
+    is_leader: bool
+    start_ticks: int
+
+
+def reap() -> None:
+    """Reap what has ended before anything was watched: children of the daemon we were before."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def find(prefix: str) -> list[Found]:
-    """The leaders of all generations whose mark is `prefix` + "SERVICE:GENERATION:"."""
+    """The processes of all generations whose mark is `prefix` + "SERVICE:GENERATION:"."""
     found = []
     for pid in marked(prefix):
         mark, variables = _mark(pid), procfs.environ(pid)
         service, _, generation = mark.removeprefix(prefix).removesuffix(":").partition(":")
         is_leader = procfs.group_and_session(pid)[1] == pid and _mark(procfs.parent(pid)) != mark
-        if is_leader and generation.isdecimal():
+        if generation.isdecimal():
             digest = variables.get(DIGEST.encode(), b"").decode(errors="replace")
-            found.append(Found(pid, service, int(generation), digest))
+            started = procfs.start_ticks(pid)
+            found.append(Found(pid, service, int(generation), digest, is_leader, started))
     return found
 
 

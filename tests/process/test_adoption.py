@@ -3,13 +3,19 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
 from bench.load import Load, chat_body
-from tests.home import Home, is_alive, wait_until
+from llmsup.control.client import Client
+from tests.home import LLMSUP, STUBS, Home, free_ports, is_alive, stub, wait_until
 from tests.process.test_stack import ask, dual
 
 
@@ -78,6 +84,7 @@ def test_a_server_whose_launch_changed_is_replaced(home: Home) -> None:
     text = home.profile.read_text()
     home.profile.write_text(text.replace('"--name", "chat"', '"--name", "chat", "--delay-ms", "1"'))
     home.start()
+    wait_until(lambda: home.service("chat")["generation"] == 2, "a new chat")
     chat = home.wait_state("chat", "ready")
     assert chat["pid"] != before["chat"]
     assert not is_alive(before["chat"])
@@ -135,7 +142,7 @@ def test_a_stopped_service_stays_stopped(home: Home) -> None:
     home.start()
     assert home.cli("stop", "code").returncode == 0
     wait_until(
-        lambda: b'"is_stopped":true' in home.paths.memory.read_bytes(), "the memory of the stop"
+        lambda: b'"asked":"down"' in home.paths.memory.read_bytes(), "the memory of the stop"
     )
     replace_daemon(home)
     home.wait_state("chat", "ready")
@@ -153,7 +160,7 @@ def test_a_start_brings_up_what_was_stopped_before_the_daemon_died(home: Home) -
     home.start()
     assert home.cli("stop", "code").returncode == 0
     wait_until(
-        lambda: b'"is_stopped":true' in home.paths.memory.read_bytes(), "the memory of the stop"
+        lambda: b'"asked":"down"' in home.paths.memory.read_bytes(), "the memory of the stop"
     )
     kill_daemon(home)
     home.start()
@@ -185,3 +192,134 @@ def test_a_daemon_is_replaced_under_load_without_a_failed_request(home: Home) ->
     assert json.loads(home.cli("status", "--json").stdout)["daemon"]["stopping"] is False
     assert home.cli("stop").returncode == 0
     assert home.processes() == []
+
+
+def test_a_daemon_killed_while_stopping_leaves_nothing_stopped_for_the_next(home: Home) -> None:
+    """Given SIGKILL in the middle of a stop, the next daemon brings everything up again."""
+    dual(home, grace_period="20s")
+    text = home.profile.read_text().replace("upstream.py", "deaf.py")
+    home.profile.write_text(text)
+    home.paths.create()
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    home.profile.write_text(text.replace(str(STUBS / "deaf.py"), str(home.root / "deaf.py")))
+    (home.root / "deaf.py").write_text(
+        f"import runpy, sys\n{deaf}sys.argv[0] = {str(STUBS / 'upstream.py')!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    home.start()
+    daemon = home.daemon_pid()
+    assert daemon is not None
+    os.kill(daemon, signal.SIGTERM)
+    home.wait_state("chat", "stopping")
+    kill_daemon(home)
+    with foreground(home):
+        for name in ("gateway", "chat", "code"):
+            home.wait_state(name, "ready")
+
+
+@contextmanager
+def foreground(home: Home) -> Iterator[None]:
+    """`llmsup start --foreground`, as systemd does it."""
+    with subprocess.Popen(
+        [LLMSUP, "start", str(home.profile), "--foreground"],
+        env=home.environ, cwd=home.root, stderr=subprocess.DEVNULL,
+    ) as daemon:  # fmt: skip
+        try:
+            wait_until(lambda: home.daemon_pid() == daemon.pid, "the daemon")
+            wait_until(home.paths.control_socket.exists, "its socket")
+            yield
+        finally:
+            daemon.kill()
+
+
+def test_a_profile_that_does_not_load_leaves_the_daemon_in_place(home: Home) -> None:
+    dual(home)
+    home.start()
+    daemon, before = home.daemon_pid(), pids(home)
+    home.profile.write_text("this is no TOML")
+    result = home.cli("restart", "--daemon")
+    assert result.returncode == 2
+    assert (home.daemon_pid(), pids(home)) == (daemon, before)
+
+
+def test_a_stop_during_the_hand_over_is_obeyed_by_the_new_daemon(home: Home) -> None:
+    dual(home)
+    home.start()
+    daemon = home.daemon_pid()
+    assert daemon is not None
+    Client(home.paths).hand_over()
+    os.kill(daemon, signal.SIGTERM)
+    wait_until(lambda: not is_alive(daemon), "the daemon's end")
+    assert home.processes() == []
+
+
+def test_what_is_left_of_a_service_without_its_leader_is_ended(home: Home) -> None:
+    """Given a shell that died with its server alive, the server does not hold the port for ever."""
+    (port,) = free_ports(1)
+    server = shlex.join(stub("upstream.py", "--port", port, "--name", "chat"))
+    home.write(home.command("chat", ["sh", "-c", f"{server} & wait"], port=port))
+    home.start()
+    shell = home.service("chat")["pid"]
+    kill_daemon(home)
+    os.kill(shell, signal.SIGKILL)
+    wait_until(lambda: not is_alive(shell), "the shell's end")
+    home.start()
+    assert home.wait_state("chat", "ready")["generation"] > 1
+
+
+def test_a_helper_in_a_session_of_its_own_is_not_taken_for_the_service(home: Home) -> None:
+    (port,) = free_ports(1)
+    server = shlex.join(stub("upstream.py", "--port", port, "--name", "chat"))
+    script = f"(setsid sleep 1000 &) ; exec {server}"
+    home.write(home.command("chat", ["sh", "-c", script], port=port))
+    home.start()
+    before = home.service("chat")
+    kill_daemon(home)
+    home.start()
+    after = home.wait_state("chat", "ready")
+    assert (after["pid"], after["generation"]) == (before["pid"], before["generation"])
+    assert home.cli("stop").returncode == 0
+    assert home.processes() == []
+
+
+def test_changed_launches_are_replaced_one_after_another_under_load(home: Home) -> None:
+    """Given both services changed, no request fails: each is drained while the other answers."""
+    dual(home)
+    home.start()
+    kill_daemon(home)
+    text = home.profile.read_text()
+    home.profile.write_text(text.replace('"--name"', '"--delay-ms", "1", "--name"'))
+
+    async def run() -> Load:
+        load = Load(home.gateway_port, chat_body("chat-7b"), clients=4)
+        load.start()
+        await asyncio.to_thread(home.start)
+        for name in ("chat", "code"):
+            await asyncio.to_thread(
+                wait_until, partial(_has_generation, home, name, 2), f"a new {name}"
+            )
+        await load.finish()
+        return load
+
+    load = asyncio.run(run())
+    assert [record.error for record in load.records if record.failed] == []
+
+
+def _has_generation(home: Home, name: str, generation: int) -> bool:
+    service = home.service(name)
+    return bool(service["generation"] == generation and service["state"] == "ready")
+
+
+def test_a_crash_loop_is_remembered(home: Home) -> None:
+    """Given a service that had failed, a new daemon does not run the loop once more at once."""
+    count = home.root / "count"
+    command = stub("children.py", "exit-at-once", "--count", count)
+    quick = {"backoff": "50ms", "max_backoff": "100ms", "max_deaths": 3}
+    home.write(home.command("brief", command, restart=quick))
+    home.start("--no-wait")
+    home.wait_state("brief", "failed")
+    wait_until(lambda: home.paths.memory.read_bytes().count(b".") >= 3, "the memory of the deaths")
+    result = home.cli("restart", "--daemon")
+    assert result.returncode == 0, result.stderr
+    assert home.wait_state("brief", "failed")["why"].startswith("died under an earlier daemon")
+    assert len(count.read_text().splitlines()) == 3

@@ -229,6 +229,15 @@ def test_a_missing_program_fails_at_once_and_says_what_to_do(home: Home) -> None
     stop_leaves_nothing(home)
 
 
+def test_words_of_another_program_do_not_make_its_death_permanent(home: Home) -> None:
+    """Given a command that says what llama-server would, it is still tried again."""
+    script = "echo 'warn: error: unknown argument: --foo (ignored)'; exit 1"
+    up(home, home.command("other", ["sh", "-c", script], restart=QUICK))
+    service = home.wait_state("other", "failed")
+    assert service["generation"] == 3
+    assert "next try in" in service["why"]
+
+
 def test_one_that_stopped_itself_can_still_be_stopped(home: Home) -> None:
     up(home, child(home, "frozen", "hang"))
     home.wait_state("frozen", "ready")
