@@ -15,6 +15,7 @@ import pytest
 
 from bench.load import Load, chat_body
 from llmsup.control.client import Client
+from llmsup.errors import LlmsupError
 from tests.home import LLMSUP, STUBS, Home, free_ports, is_alive, stub, wait_until
 from tests.process.test_stack import ask, dual
 
@@ -225,11 +226,18 @@ def foreground(home: Home) -> Iterator[None]:
         env=home.environ, cwd=home.root, stderr=subprocess.DEVNULL,
     ) as daemon:  # fmt: skip
         try:
-            wait_until(lambda: home.daemon_pid() == daemon.pid, "the daemon")
-            wait_until(home.paths.control_socket.exists, "its socket")
+            # The socket of the daemon that was killed is still there: only an answer tells.
+            wait_until(lambda: _answering_pid(home) == daemon.pid, "the daemon")
             yield
         finally:
             daemon.kill()
+
+
+def _answering_pid(home: Home) -> int | None:
+    try:
+        return int(home.status()["daemon"]["pid"])
+    except LlmsupError:
+        return None
 
 
 def test_a_profile_that_does_not_load_leaves_the_daemon_in_place(home: Home) -> None:
