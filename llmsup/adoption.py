@@ -26,12 +26,12 @@ SAVE_AFTER_S = 0.05
 @dataclass(frozen=True)
 class Takeover:
     """The services whose processes were adopted, those of them that were started otherwise than
-    they would be now, and the generations, as (service, number), that were not adopted.
+    they would be now, and the marks of the generations that were not adopted.
     """
 
     adopted: frozenset[str]
     outdated: frozenset[str]
-    strays: frozenset[tuple[str, int]]
+    strays: frozenset[str]
 
 
 def take_over(
@@ -52,11 +52,11 @@ def take_over(
         if name in wanted and name in keepers
     }
     adopted = frozenset(name for name, adoption in adoptions.items() if adoption is not None)
-    kept = {(name, newest[name].generation) for name in adopted}
+    kept = {newest[name].mark for name in adopted}
     return Takeover(
         adopted,
         frozenset(name for name, is_current in adoptions.items() if is_current is False),
-        frozenset((each.service, each.generation) for each in everything) - kept,
+        frozenset(each.mark for each in everything) - kept,
     )
 
 

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from llmsup.config.load import Loaded, load
 from llmsup.config.paths import Paths, paths
 from llmsup.control.api import app
+from llmsup.control.command import daemon_argv, log_level
 from llmsup.control.server import serve
-from llmsup.errors import LlmsupError, UsageError
+from llmsup.errors import LlmsupError
 from llmsup.host import leftovers
 from llmsup.host.lock import Lock
 from llmsup.host.process import reap
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lock-fd", type=int, help="the lock, inherited over an execve")
     arguments = parser.parse_args(argv)
     try:
-        _log_to_stderr(os.environ.get("LLMSUP_LOG") or "info")
+        _log_to_stderr(log_level(os.environ))
         home = paths()
         home.create()
         inherited = arguments.lock_fd
@@ -63,9 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _become_new_daemon(profile: str, overrides: Sequence[str], lock: Lock) -> None:
     """In place: the processes stay our children, the lock ours, and systemd's main process."""
-    command = [sys.executable, "-P", "-m", "llmsup.daemon", "--profile", profile]
-    command += [word for override in overrides for word in ("--set", override)]
-    command += ["--lock-fd", str(lock.keep_over_exec())]
+    command = [*daemon_argv(profile, overrides), "--lock-fd", str(lock.keep_over_exec())]
     os.execv(command[0], command)  # noqa: S606 - no shell is meant
 
 
@@ -88,11 +87,8 @@ async def _run(loaded: Loaded, home: Paths) -> bool:
 
 
 def _log_to_stderr(level: str) -> None:
-    if level.upper() not in logging.getLevelNamesMapping():
-        known = "debug, info, warning, error"
-        raise UsageError(f"LLMSUP_LOG is {level}, which is no level", hint=f"one of {known}")
     logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+        level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 

@@ -85,8 +85,7 @@ class Keeper:
         except Exception as error:
             log.error("service=%s its process cannot be adopted: %s", self.unit.name, error)
             return None
-        mark = self.unit.generation_mark(found.generation)
-        process = Process.adopt(found.pid, log=self.unit.log, mark=mark)
+        process = Process.adopt(found.pid, log=self.unit.log, mark=found.mark)
         if process is None:
             return None
         self.post(events.Adopted(found.generation, found.pid))

@@ -97,7 +97,7 @@ class Stack:
         if taken.adopted:
             log.info("adopted %s", _listed(sorted(taken.adopted)))
             self._journal.write("daemon", why=f"adopted {_listed(sorted(taken.adopted))}")
-        self._keep(self._end_strays(taken.strays))
+        self._keep(_end_strays(taken.strays))
         self._supervisor.start((name for name in up if name not in taken.adopted), forgive=False)
         asyncio.get_running_loop().call_later(SETTLE_TIMEOUT_S, self._settle, *self._unsettled)
         self._settle()
@@ -232,12 +232,6 @@ class Stack:
             log.info("restarting %s: the launch has changed", _listed(sorted(outdated)))
             self._restart = self._keep(self._supervisor.restart_in_order(outdated))
 
-    async def _end_strays(self, strays: Iterable[tuple[str, int]]) -> None:
-        for service, generation in sorted(strays):
-            log.info("ending what is left of service=%s generation=%d", service, generation)
-            mark = f"{home_mark(self._paths)}{service}:{generation}:"
-            await asyncio.to_thread(end_marked, mark, STRAY_GRACE_S)
-
     async def _end(self, *, drain: bool) -> None:
         try:
             self._journal.write("daemon", why="stopping")
@@ -367,6 +361,12 @@ async def _logged(work: Coroutine[object, object, None]) -> None:
         await work
     except Exception:
         log.exception("a background task of the daemon broke")
+
+
+async def _end_strays(marks: Iterable[str]) -> None:
+    for mark in sorted(marks):
+        log.info("ending what is left of %s", mark)
+        await asyncio.to_thread(end_marked, mark, STRAY_GRACE_S)
 
 
 def _routable(upstreams: UpstreamList) -> list[str]:

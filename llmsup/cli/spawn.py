@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,12 +15,6 @@ from llmsup.control.wire import Status
 from llmsup.errors import LlmsupError, NotRunningError, UnknownStateError
 
 DAEMON_TIMEOUT_S = 30.0
-
-
-def daemon_argv(profile: Path, overrides: Sequence[str]) -> list[str]:
-    """The command that is the daemon. Nothing of the working directory is imported (-P)."""
-    argv = [sys.executable, "-P", "-m", "llmsup.daemon", "--profile", str(profile)]
-    return argv + [word for override in overrides for word in ("--set", override)]
 
 
 def spawn(argv: Sequence[str], home: Paths) -> Status | None:

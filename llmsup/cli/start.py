@@ -1,13 +1,12 @@
 """`llmsup start`: the profile, the ports, the daemon, and then the wait for the services."""
 
-import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llmsup.cli import outcome, render, terminal
-from llmsup.cli.spawn import daemon_argv, spawn
+from llmsup.cli.spawn import spawn
 from llmsup.cli.wait import reach, wait_daemon_gone, wait_ready
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
@@ -16,8 +15,9 @@ from llmsup.config.paths import Paths, paths
 from llmsup.config.profiles import default_name, find
 from llmsup.config.schema import Profile, Qdrant
 from llmsup.control.client import Client
+from llmsup.control.command import daemon_argv, log_level
 from llmsup.control.wire import DaemonInfo, ServiceInfo, Status
-from llmsup.errors import ConfigError, LlmsupError, Problem, UsageError
+from llmsup.errors import ConfigError, LlmsupError, Problem
 from llmsup.host import ports
 from llmsup.host.leftovers import home_mark
 from llmsup.host.process import marked
@@ -42,7 +42,7 @@ def start(
             return
         loaded = _loaded(source, overrides, home)
         home.create()
-        status = spawn(daemon_argv(loaded.path, overrides), home)
+        status = spawn(daemon_argv(str(loaded.path), overrides), home)
         if status is not None:
             break
         # Another start was quicker: what it brought up may be what is asked for here.
@@ -70,7 +70,7 @@ def start_in_foreground(source: str | None, overrides: Sequence[str]) -> None:
         raise LlmsupError(
             f"already up: {daemon['profile']} (daemon pid {daemon['pid']})", hint="llmsup stop"
         )
-    argv = daemon_argv(_loaded(source, overrides, home).path, overrides)
+    argv = daemon_argv(str(_loaded(source, overrides, home).path), overrides)
     os.execv(argv[0], argv)  # noqa: S606 - no shell is meant
 
 
@@ -86,7 +86,7 @@ def _settled(home: Paths) -> Status | None:
 
 def _loaded(source: str | None, overrides: Sequence[str], home: Paths) -> Loaded:
     """The profile without problems, its ports free. Raises ConfigError and UsageError."""
-    _require_log_level(os.environ.get("LLMSUP_LOG") or "info")
+    log_level(os.environ)  # what the daemon would refuse is refused here
     loaded = load(
         source or default_name(os.environ),
         environ=os.environ,
@@ -120,13 +120,6 @@ def _ports(profile: Profile) -> Mapping[str, int]:
         if isinstance(service, Qdrant):
             found[f"service.{name}.grpc_port"] = service.grpc_port
     return found
-
-
-def _require_log_level(level: str) -> None:
-    if level.upper() not in logging.getLevelNamesMapping():
-        raise UsageError(
-            f"LLMSUP_LOG is {level}, which is no level", hint="one of debug, info, warning, error"
-        )
 
 
 def _require_same(

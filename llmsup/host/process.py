@@ -178,6 +178,7 @@ class Found:
     """A process of one generation of a service, which a daemon of this home started."""
 
     pid: int
+    mark: str
     service: str
     generation: int
     digest: str
@@ -202,7 +203,7 @@ def find(prefix: str) -> list[Found]:
         if generation.isdecimal():
             digest = variables.get(DIGEST.encode(), b"").decode(errors="replace")
             started = procfs.start_ticks(pid)
-            found.append(Found(pid, service, int(generation), digest, is_leader, started))
+            found.append(Found(pid, mark, service, int(generation), digest, is_leader, started))
     return found
 
 
