@@ -18,6 +18,7 @@ from llmsup.core.events import (
     Drained,
     Event,
     Exited,
+    Hung,
     ProbeFailed,
     Progressed,
     RestartAsked,
@@ -25,6 +26,7 @@ from llmsup.core.events import (
     SpawnFailed,
     StartAsked,
     StopAsked,
+    Succeeded,
     TimerElapsed,
 )
 from llmsup.core.lifecycle import step
@@ -60,6 +62,8 @@ def variants(service: Service) -> tuple[Event, ...]:
         ProbeFailed(generation, "loading the model"),
         BecameReady(generation),
         BecameUnready(generation, "no answer"),
+        Hung(generation, "nothing moved for 30s"),
+        Succeeded(generation + 1, 4713),
         Progressed(generation),
         Drained(generation),
         *timer,

@@ -98,6 +98,22 @@ class BecameUnready:
 
 
 @dataclass(frozen=True)
+class Hung:
+    """Work was pending and nothing moved for as long as the service may stand still."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Succeeded:
+    """A process that was started beside this one serves in its place, as `as_generation`."""
+
+    as_generation: int
+    pid: int
+
+
+@dataclass(frozen=True)
 class Progressed:
     """A starting process was seen to do something: it logged, read or grew."""
 
@@ -130,6 +146,8 @@ Event = (
     | ProbeFailed
     | BecameReady
     | BecameUnready
+    | Hung
+    | Succeeded
     | Progressed
     | Drained
     | TimerElapsed
@@ -146,6 +164,8 @@ EVENTS: tuple[type[Event], ...] = (
     ProbeFailed,
     BecameReady,
     BecameUnready,
+    Hung,
+    Succeeded,
     Progressed,
     Drained,
     TimerElapsed,

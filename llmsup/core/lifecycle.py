@@ -33,6 +33,7 @@ from llmsup.core.events import (
     Drained,
     Event,
     Exited,
+    Hung,
     Kill,
     ProbeFailed,
     Progressed,
@@ -42,6 +43,7 @@ from llmsup.core.events import (
     SpawnFailed,
     StartAsked,
     StopAsked,
+    Succeeded,
     Terminate,
     TimerElapsed,
 )
@@ -52,6 +54,7 @@ Rule = Callable[[Service, Any, float], Step]
 """What follows; each rule takes the events of its rows."""
 
 STOPPED_ON_REQUEST = "stopped on request"
+KILL_AGAIN_MIN_S = 1.0
 
 
 # --- what can follow ----------------------------------------------------------------------------
@@ -83,6 +86,16 @@ def _spawn_or_wait(service: Service, now: float) -> Step:
 def _terminate(service: Service, now: float) -> Step:
     stopping = replace(service, state=State.STOPPING, timer_at=now + service.policy.grace_period_s)
     return stopping, (Terminate(service.generation),)
+
+
+def _kill(service: Service, now: float) -> Step:
+    timer_at = now + _kill_again_after_s(service)
+    stopping = replace(service, state=State.STOPPING, timer_at=timer_at)
+    return stopping, (Kill(service.generation),)
+
+
+def _kill_again_after_s(service: Service) -> float:
+    return max(service.policy.grace_period_s, KILL_AGAIN_MIN_S)
 
 
 def _count_death(service: Service, reason: str, now: float) -> Service:
@@ -261,6 +274,29 @@ def _stall(service: Service, _event: Event, now: float) -> Step:
     return _terminate(_count_death(service, why, now), now)
 
 
+def _hang(service: Service, event: Hung, now: float) -> Step:
+    """A death, counted here. Killed at once: what hangs is deaf to SIGTERM, too."""
+    return _kill(_count_death(service, event.reason, now), now)
+
+
+def _hang_draining(service: Service, event: Hung, now: float) -> Step:
+    return _kill(replace(service, why=f"{_asked(service.want)}; {event.reason}"), now)
+
+
+def _succeed(service: Service, event: Succeeded, now: float) -> Step:
+    """The old process is nobody's any more: what is told of it is stale from here on."""
+    succeeded = replace(
+        service,
+        state=State.READY,
+        generation=event.as_generation,
+        pid=event.pid,
+        started_at=now,
+        timer_at=None,
+        why="",
+    )
+    return succeeded, ()
+
+
 def _end_drain(service: Service, event: Drained | TimerElapsed, now: float) -> Step:
     why = _asked(service.want)
     if isinstance(event, TimerElapsed):
@@ -271,10 +307,10 @@ def _end_drain(service: Service, event: Drained | TimerElapsed, now: float) -> S
 
 def _kill_again(service: Service, _event: Event, now: float) -> Step:
     grace_s = service.policy.grace_period_s
-    late = f"did not exit within {duration(grace_s)} of SIGTERM"
+    late = f"did not exit within {duration(grace_s)}"
     why = service.why if service.why.endswith(late) else f"{service.why}; {late}"
     # The timer is set anew: a process stuck in the kernel is killed again until it is gone.
-    killed = replace(service, timer_at=now + max(grace_s, 1.0), why=why)
+    killed = replace(service, timer_at=now + _kill_again_after_s(service), why=why)
     return killed, (Kill(service.generation),)
 
 
@@ -306,6 +342,8 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         ProbeFailed: _ignore,
         BecameReady: _ignore,
         BecameUnready: _ignore,
+        Hung: _ignore,
+        Succeeded: _ignore,
         Progressed: _ignore,
         Drained: _ignore,
         TimerElapsed: _ignore,
@@ -322,6 +360,8 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         ProbeFailed: _note_probe,
         BecameReady: _become_ready,
         BecameUnready: _ignore,
+        Hung: _ignore,
+        Succeeded: _ignore,
         Progressed: _extend_start,
         Drained: _ignore,
         TimerElapsed: _stall,
@@ -338,6 +378,8 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         ProbeFailed: _ignore,
         BecameReady: _ignore,
         BecameUnready: _become_unready,
+        Hung: _hang,
+        Succeeded: _succeed,
         Progressed: _ignore,
         Drained: _ignore,
         TimerElapsed: _ignore,
@@ -354,6 +396,8 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         ProbeFailed: _ignore,
         BecameReady: _become_ready,
         BecameUnready: _become_unready,
+        Hung: _hang,
+        Succeeded: _succeed,
         Progressed: _ignore,
         Drained: _ignore,
         TimerElapsed: _ignore,
@@ -370,6 +414,8 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         ProbeFailed: _ignore,
         BecameReady: _ignore,
         BecameUnready: _ignore,
+        Hung: _hang_draining,
+        Succeeded: _ignore,
         Progressed: _ignore,
         Drained: _end_drain,
         TimerElapsed: _end_drain,
@@ -386,6 +432,8 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         ProbeFailed: _ignore,
         BecameReady: _ignore,
         BecameUnready: _ignore,
+        Hung: _ignore,
+        Succeeded: _ignore,
         Progressed: _ignore,
         Drained: _ignore,
         TimerElapsed: _kill_again,
@@ -402,6 +450,8 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         ProbeFailed: _ignore,
         BecameReady: _ignore,
         BecameUnready: _ignore,
+        Hung: _ignore,
+        Succeeded: _ignore,
         Progressed: _ignore,
         Drained: _ignore,
         TimerElapsed: _retry,
@@ -418,6 +468,8 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         ProbeFailed: _ignore,
         BecameReady: _ignore,
         BecameUnready: _ignore,
+        Hung: _ignore,
+        Succeeded: _ignore,
         Progressed: _ignore,
         Drained: _ignore,
         TimerElapsed: _retry,

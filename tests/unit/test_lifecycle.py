@@ -18,6 +18,7 @@ from llmsup.core.events import (
     Drained,
     Event,
     Exited,
+    Hung,
     Kill,
     ProbeFailed,
     Progressed,
@@ -27,6 +28,7 @@ from llmsup.core.events import (
     SpawnFailed,
     StartAsked,
     StopAsked,
+    Succeeded,
     Terminate,
     TimerElapsed,
 )
@@ -83,7 +85,7 @@ def test_every_reachable_step_keeps_the_invariants(policy: Policy) -> None:
             assert isinstance(event, Exited | SpawnFailed), told
         if service.generation != before.generation:
             assert service.generation == before.generation + 1, told
-            assert not service.missing or isinstance(event, Adopted), told
+            assert not service.missing or isinstance(event, Adopted | Succeeded), told
     unreachable = {State.BACKOFF} if policy.restart.policy == "never" else set()
     assert states == set(State) - unreachable
     assert steps > 500
@@ -125,6 +127,29 @@ def test_a_stale_timer_changes_nothing() -> None:
     service = after((0.0, StartAsked()), (3.0, Progressed(1)))
     assert service.timer_at == 13.0
     assert step(service, TimerElapsed(10.0), 10.0) == (service, ())
+
+
+def test_a_hang_is_a_death_and_killed_without_waiting_for_sigterm() -> None:
+    service, actions = step(ready(), Hung(1, "decoded nothing for 30s"), 10.0)
+    assert (service.state, actions) == (State.STOPPING, (Kill(1),))
+    assert (service.deaths, service.why) == ((10.0,), "decoded nothing for 30s")
+
+    service, actions = step(service, Exited(1, "killed by SIGKILL"), 10.1)
+    assert (service.state, actions) == (State.STARTING, (Spawn(2),))
+
+
+def test_a_hang_while_draining_ends_the_stop_and_is_no_death() -> None:
+    draining, _ = step(ready(), StopAsked(), 5.0)
+    service, actions = step(draining, Hung(1, "decoded nothing for 30s"), 10.0)
+    assert (service.state, actions, service.deaths) == (State.STOPPING, (Kill(1),), ())
+    assert step(service, Exited(1, "killed by SIGKILL"), 10.1)[0].state is State.STOPPED
+
+
+def test_a_successor_takes_the_place_of_a_ready_process() -> None:
+    service, actions = step(ready(), Succeeded(2, 12), 10.0)
+    assert (service.state, service.generation, service.pid) == (State.READY, 2, 12)
+    assert actions == ()
+    assert step(service, Exited(1, "exited with status 0", clean=True), 11.0) == (service, ())
 
 
 def test_first_death_restarts_at_once_and_the_next_ones_wait_longer() -> None:
@@ -190,7 +215,7 @@ def test_a_stop_drains_terminates_and_kills() -> None:
     assert (service.state, actions) == (State.STOPPING, (Kill(1),))
     assert service.why == (
         "asked to stop; requests still in flight after 5s were cut off; "
-        "did not exit within 2s of SIGTERM"
+        "did not exit within 2s"
     )
     service, actions = step(service, TimerElapsed(14.0), 14.0)
     assert actions == (Kill(1),), "killed again until it is gone"
