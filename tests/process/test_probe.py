@@ -1,4 +1,5 @@
 import asyncio
+import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -109,6 +110,59 @@ def test_what_is_not_http_fails() -> None:
 
     assert result.outcome is Outcome.FAILED
     assert result.reason.startswith("127.0.0.1:PORT: not HTTP")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\n\r\nuntil the connection ends",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+        http("200 OK", b"ok") + b"and what nobody asked for",
+    ],
+)
+def test_an_answer_may_end_in_many_ways(answer: bytes) -> None:
+    assert probed(answer) == PASSED
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\ntoo short",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n",
+        b"HTTP/1.1 200 OK\r\nhalf-a-head",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+    ],
+)
+def test_half_an_answer_fails(answer: bytes) -> None:
+    assert probed(answer) == failed("127.0.0.1:PORT: connection closed before the answer ended")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 200 OK\r\nx: " + b"x" * 1_000_000, "not HTTP: headers larger than 65536 bytes"),
+        (http("200 OK", b"x" * 17_000_000), "answer larger than 16777216 bytes"),
+    ],
+)
+def test_an_answer_without_end_fails(answer: bytes, reason: str) -> None:
+    assert probed(answer) == failed(f"127.0.0.1:PORT: {reason}")
+
+
+@pytest.mark.parametrize("via", [Via.HTTP, Via.TCP])
+def test_a_shortage_of_our_own_says_nothing_of_the_service(via: Via) -> None:
+    async def scenario() -> ProbeResult:
+        async with answering(http("200 OK")) as port:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                return await probe(Target(via, port=port), 5.0)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert asyncio.run(scenario()) == ProbeResult(
+        Outcome.UNKNOWN, "this daemon: Too many open files"
+    )
 
 
 @pytest.mark.parametrize("via", [Via.HTTP, Via.TCP])
