@@ -20,7 +20,9 @@ def http(status: str, body: bytes = b"") -> bytes:
 
 
 @asynccontextmanager
-async def answering(answer: bytes | None, unix_socket: Path | None = None) -> AsyncIterator[int]:
+async def answering(
+    answer: bytes | None, unix_socket: Path | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[int]:
     """A server that sends `answer` to whoever asks and hangs up; None: it never says a word."""
 
     async def attend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -39,7 +41,7 @@ async def answering(answer: bytes | None, unix_socket: Path | None = None) -> As
     if unix_socket is not None:
         server = await asyncio.start_unix_server(attend, unix_socket)
     else:
-        server = await asyncio.start_server(attend, "127.0.0.1", 0)
+        server = await asyncio.start_server(attend, host, 0)
     async with server:
         yield 0 if unix_socket is not None else server.sockets[0].getsockname()[1]
 
@@ -181,6 +183,15 @@ def test_a_connection_is_enough_for_tcp() -> None:
 
 def test_alive_is_not_asked() -> None:
     assert asyncio.run(probe(Target(Via.ALIVE), 5.0)) == PASSED
+
+
+@pytest.mark.parametrize("via", [Via.HTTP, Via.TCP])
+def test_ipv6_is_asked(via: Via) -> None:
+    async def scenario() -> ProbeResult:
+        async with answering(http("200 OK"), host="::1") as port:
+            return await probe(Target(via, host="::1", port=port), 5.0)
+
+    assert asyncio.run(scenario()) == PASSED
 
 
 def test_unix_socket_is_asked(tmp_path: Path) -> None:
