@@ -88,15 +88,8 @@ class Attendance:
             if self._service().state is State.STARTING:
                 pause_s = min(pause_s * PROBE_GROWTH, STARTING_PERIOD_MAX_S, readiness.period_s)
             else:
-                pause_s = self._until_next_s(readiness.period_s)
+                pause_s = health.until_next_s(self._clock(), readiness.period_s)
             await asyncio.sleep(pause_s)
-
-    def _until_next_s(self, period_s: float) -> float:
-        """Until the next multiple of the period, which all services have in common.
-
-        Waking up once for all of them is cheaper. Half to one and a half of the period.
-        """
-        return period_s * 1.5 - (self._clock() + period_s / 2) % period_s
 
     async def attend_progress(self) -> None:
         """Until it is ready: post Progressed whenever it was seen to do something.

@@ -124,7 +124,7 @@ class Nvml:
     def _shut_down(self, nvml: ModuleType) -> None:
         if self._is_initialised:
             self._is_initialised = False
-            with suppress(nvml.NVMLError):
+            with suppress(Exception):
                 nvml.nvmlShutdown()
 
 
