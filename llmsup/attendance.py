@@ -88,7 +88,7 @@ class Attendance:
             if self._service().state is State.STARTING:
                 pause_s = min(pause_s * PROBE_GROWTH, STARTING_PERIOD_MAX_S, readiness.period_s)
             else:
-                pause_s = readiness.period_s
+                pause_s = health.until_next_s(self._clock(), readiness.period_s)
             await asyncio.sleep(pause_s)
 
     async def attend_progress(self) -> None:

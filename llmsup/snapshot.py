@@ -1,7 +1,8 @@
-"""A service as `llmsup status` shows it."""
+"""A service and the card as `llmsup status` shows them."""
 
 from llmsup.attendance import Unit
-from llmsup.control.wire import ServiceInfo
+from llmsup.control.wire import GpuInfo, ServiceInfo
+from llmsup.core.device import Device
 from llmsup.core.service import ALIVE, Service
 
 
@@ -23,4 +24,15 @@ def service_info(service: Service, unit: Unit, now: float, trouble: str = "") ->
         "restarts": service.restarts,
         "uptime_s": now - service.started_at if is_alive else None,
         "why": service.why or trouble,
+    }
+
+
+def gpu_info(device: Device | None) -> GpuInfo | None:
+    """The card, where there is one."""
+    if device is None:
+        return None
+    return {
+        "name": device.name,
+        "total_bytes": device.total_bytes,
+        "free_bytes": device.free_bytes,
     }

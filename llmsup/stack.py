@@ -5,25 +5,30 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping
 
 from llmsup import __version__
 from llmsup.adoption import Remembering, take_over
+from llmsup.card_watch import CardWatch
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
 from llmsup.config.paths import Paths
+from llmsup.config.units import duration
 from llmsup.control.wire import Answer, Status, UpstreamsInfo
+from llmsup.core import card
 from llmsup.core.routing import Endpoint, Member, UpstreamList, effective_routes
 from llmsup.core.service import Service, State, Want
 from llmsup.errors import UsageError
 from llmsup.gateway import Gateway
 from llmsup.host import memory
+from llmsup.host.clocks import read_clocks
 from llmsup.host.journal import Journal
 from llmsup.host.leftovers import home_mark
+from llmsup.host.nvml import Nvml
 from llmsup.host.process import end_marked, find
 from llmsup.host.rotation import Rotated, keep_rotated
-from llmsup.snapshot import service_info
+from llmsup.snapshot import gpu_info, service_info
 from llmsup.supervisor import Supervisor
 from llmsup.units import GATEWAY, build, wanted
 
@@ -63,6 +68,7 @@ class Stack:
             on_change=self._note_change,
             drain_requests=self._drain_requests,
         )
+        self._card = CardWatch(Nvml().read, read_clocks, self._note_card)
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
         self._outdated: frozenset[str] = frozenset()
         self._remembering = Remembering(
@@ -103,11 +109,13 @@ class Stack:
         self._settle()
         self._keep(self.gateway.keep_confirmed(self._note_confirmed))
         self._keep(keep_rotated(self._logs()))
+        self._keep(self._card.keep())
 
     # --- what the control API asks
 
     def status(self) -> Status:
-        """The whole stack as it is now."""
+        """The whole stack as it is now, and the card as it was read last."""
+        self._card.ask()
         return Status(
             daemon={
                 "pid": os.getpid(),
@@ -121,7 +129,8 @@ class Stack:
                 "stopping": self._ending is not None,
                 "restarting": list(self._supervisor.restarting),
             },
-            gpu=None,
+            gpu=gpu_info(self._card.device),
+            gpu_why=self._card.why,
             gateway=self._loaded.profile.gateway.listen,
             services=[
                 service_info(
@@ -300,6 +309,36 @@ class Stack:
         )
         if after.name == GATEWAY and after.state is State.READY:
             self.gateway.wake()
+
+    def _note_card(self, action: card.Action) -> None:
+        match action:
+            case card.NoteJump(away_s):
+                log.info("the machine was away for %s", duration(away_s))
+            case card.NoteLoss(why):
+                log.error("the card was lost: %s", why)
+                self._journal.write("card", why=f"lost: {why}")
+            case card.Renew(why, away_s) if self._ending is None:
+                users = self._card_users()
+                words = f"back after {duration(away_s)}; restarting {_listed(users) or 'nothing'}"
+                log.warning("the card is %s: %s", words, why)
+                self._journal.write("card", why=words)
+                unfinished = self._supervisor.restarting
+                self._cancel_restart()
+                self._restart = self._keep(self._renew({*users, *unfinished}))
+
+    def _card_users(self) -> list[str]:
+        """The services that are wanted and hold memory of the card."""
+        return [
+            name
+            for name, keeper in self._supervisor.keepers.items()
+            if keeper.unit.gpu_layers not in {None, 0} and keeper.service.want is Want.UP
+        ]
+
+    async def _renew(self, names: Collection[str]) -> None:
+        """New processes, one after another, whether or not the one before became ready."""
+        for name in self._supervisor.start_order:
+            if name in names and self._supervisor.services[name].want is Want.UP:
+                await self._supervisor.restart_in_order([name])
 
     def _publish(self) -> None:
         if self._unsettled:

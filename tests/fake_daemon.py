@@ -52,6 +52,7 @@ def snapshot(*services: ServiceInfo) -> Status:
             "restarting": [],
         },
         "gpu": None,
+        "gpu_why": "no NVIDIA driver is installed",
         "gateway": "127.0.0.1:8000",
         "services": list(services),
         "routes": [],

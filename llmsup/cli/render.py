@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
-from llmsup.control.wire import EventInfo, ServiceInfo, Status, UpstreamsInfo
+from llmsup.control.wire import EventInfo, GpuInfo, ServiceInfo, Status, UpstreamsInfo
 
 GAP = "  "
 MODEL_MIN_WIDTH = 12
@@ -21,6 +21,7 @@ _COLOURS = {
     "stopped": "2",
 }
 _BOLD = "1"
+_YELLOW = "33"
 _SPANS = (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
 
 
@@ -56,9 +57,15 @@ _UPSTREAM_COLUMNS = (Column("ROUTE"), Column("DESIRED"), Column("PUBLISHED"), Co
 
 
 def status(snapshot: Status, *, width: int | None = None, colour: bool = False) -> str:
-    """`llmsup status`: a header line and the table of services."""
+    """`llmsup status`: a header line, one for the card, and the table of services."""
     table = services(snapshot["services"], width=width, colour=colour)
-    return f"{header(snapshot)}\n\n{table}"
+    head = [header(snapshot)]
+    if snapshot["gpu"] is not None:
+        head.append(card(snapshot["gpu"]))
+    elif any(info["gpu_layers"] not in {None, 0} for info in snapshot["services"]):
+        words = f"no GPU: {_cleaned(snapshot['gpu_why'])}"
+        head.append(_painted(words, _YELLOW if colour else ""))
+    return "\n".join([*head, "", table])
 
 
 def header(snapshot: Status) -> str:
@@ -71,6 +78,13 @@ def header(snapshot: Status) -> str:
         address(snapshot),
     ]
     return " · ".join(parts)
+
+
+def card(gpu: GpuInfo) -> str:
+    """The card and its memory: "RTX 4050 Laptop GPU · 3.2 of 6.0 GiB free"."""
+    name = _cleaned(gpu["name"]).removeprefix("NVIDIA ").removeprefix("GeForce ")
+    free, total = gpu["free_bytes"] / 2**30, gpu["total_bytes"] / 2**30
+    return f"{name} · {free:.1f} of {total:.1f} GiB free"
 
 
 def address(snapshot: Status) -> str:
@@ -128,8 +142,9 @@ def day(info: EventInfo, zone: tzinfo | None = None) -> str:
 
 
 def subject(info: EventInfo) -> str:
-    """What an event is about: a service, a route, or the daemon."""
-    return info.get("service") or info.get("route") or "daemon"
+    """What an event is about: a service, a route, the card, or the daemon."""
+    whole = "card" if info["event"] == "card" else "daemon"
+    return info.get("service") or info.get("route") or whole
 
 
 def changes(before: Mapping[str, str], infos: Sequence[ServiceInfo], elapsed_s: float) -> list[str]:
@@ -262,7 +277,7 @@ def _news(info: EventInfo) -> str:
         return f"{before} → {state}" if before else state
     if "upstreams" in info:
         return f"upstreams: {_listed(info['upstreams'])}"
-    return "" if info["event"] == "daemon" else info["event"]
+    return "" if info["event"] in {"daemon", "card"} else info["event"]
 
 
 def _why(info: EventInfo) -> str:

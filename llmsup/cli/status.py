@@ -10,6 +10,7 @@ from llmsup.errors import NotRunningError
 NOT_RUNNING: dict[str, object] = {
     "daemon": None,
     "gpu": None,
+    "gpu_why": "",
     "gateway": None,
     "services": [],
     "routes": [],

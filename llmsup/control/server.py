@@ -15,7 +15,15 @@ GRACE_S = 1
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves the signals to the daemon."""
+    """A server that leaves the signals to the daemon, and sleeps while nobody asks."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ending = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Instead of ten looks a second whether it should exit."""
+        await self.ending.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -38,6 +46,7 @@ async def serve(app: ASGIApp, socket_path: Path) -> AsyncIterator[None]:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        date_header=False,
         timeout_graceful_shutdown=GRACE_S,
     )
     server = _Server(config)
@@ -48,6 +57,7 @@ async def serve(app: ASGIApp, socket_path: Path) -> AsyncIterator[None]:
     finally:
         socket_path.unlink(missing_ok=True)  # first, so that nobody connects and is then cut off
         server.should_exit = True
+        server.ending.set()
         await serving
         listener.close()
 

@@ -64,10 +64,14 @@ class RouteInfo(TypedDict):
 
 
 class Status(TypedDict):
-    """`GET /status`: the whole stack. `gateway` is where it listens; it is one of the services."""
+    """`GET /status`: the whole stack. `gateway` is where it listens; it is one of the services.
+
+    `gpu_why` says why `gpu` is null; empty where there is a card.
+    """
 
     daemon: DaemonInfo
     gpu: GpuInfo | None
+    gpu_why: str
     gateway: str
     services: list[ServiceInfo]
     routes: list[RouteInfo]

@@ -44,3 +44,11 @@ def observe(health: Health, result: ProbeResult, policy: Readiness) -> Health:
     failures = health.failures + 1
     ready = health.is_ready and failures < policy.failure_threshold
     return replace(health, is_ready=ready, passes=0, failures=failures)
+
+
+def until_next_s(now: float, period_s: float) -> float:
+    """Seconds to the next probe: to a multiple of the period, half a period from now or later.
+
+    Services with one period are so probed at the same moments, and wake the daemon up once.
+    """
+    return period_s * 1.5 - (now + period_s / 2) % period_s

@@ -4,8 +4,6 @@ import asyncio
 import errno
 import json
 
-import h11
-
 from llmsup.config.units import duration
 from llmsup.core.health import Outcome, ProbeResult
 from llmsup.host.fetch import Response, connect, fetch
@@ -36,7 +34,7 @@ async def probe(target: Target, timeout_s: float) -> ProbeResult:
         if error.errno in _OUR_OWN_ERRNOS:
             return ProbeResult(Outcome.UNKNOWN, f"this daemon: {error.strerror}")
         reason = f"{_address(target)}: {error.strerror or error}"
-    except (ValueError, h11.LocalProtocolError) as error:
+    except ValueError as error:
         reason = f"{_address(target)}: {error}"
     return ProbeResult(Outcome.FAILED, reason)
 
@@ -53,8 +51,8 @@ async def _ask(target: Target, timeout_s: float) -> ProbeResult:
 
 async def _connected(target: Target, timeout_s: float) -> ProbeResult:
     async with asyncio.timeout(timeout_s):
-        _, writer = await connect(target)
-    writer.transport.abort()
+        connection = await connect(target)
+    connection.close()
     return _PASSED
 
 

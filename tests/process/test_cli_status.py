@@ -47,7 +47,7 @@ def test_not_running(home: Home) -> None:
     assert (table.returncode, table.stdout, table.stderr) == (3, "", NOT_RUNNING)
     assert (data.returncode, data.stderr) == (3, NOT_RUNNING)
     assert json.loads(data.stdout) == {
-        "daemon": None, "gpu": None, "gateway": None, "services": [], "routes": [],
+        "daemon": None, "gpu": None, "gpu_why": "", "gateway": None, "services": [], "routes": [],
     }  # fmt: skip
 
 

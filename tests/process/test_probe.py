@@ -1,4 +1,5 @@
 import asyncio
+import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,9 @@ def http(status: str, body: bytes = b"") -> bytes:
 
 
 @asynccontextmanager
-async def answering(answer: bytes | None, unix_socket: Path | None = None) -> AsyncIterator[int]:
+async def answering(
+    answer: bytes | None, unix_socket: Path | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[int]:
     """A server that sends `answer` to whoever asks and hangs up; None: it never says a word."""
 
     async def attend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -38,7 +41,7 @@ async def answering(answer: bytes | None, unix_socket: Path | None = None) -> As
     if unix_socket is not None:
         server = await asyncio.start_unix_server(attend, unix_socket)
     else:
-        server = await asyncio.start_server(attend, "127.0.0.1", 0)
+        server = await asyncio.start_server(attend, host, 0)
     async with server:
         yield 0 if unix_socket is not None else server.sockets[0].getsockname()[1]
 
@@ -111,6 +114,59 @@ def test_what_is_not_http_fails() -> None:
     assert result.reason.startswith("127.0.0.1:PORT: not HTTP")
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\n\r\nuntil the connection ends",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+        http("200 OK", b"ok") + b"and what nobody asked for",
+    ],
+)
+def test_an_answer_may_end_in_many_ways(answer: bytes) -> None:
+    assert probed(answer) == PASSED
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\ntoo short",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n",
+        b"HTTP/1.1 200 OK\r\nhalf-a-head",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+    ],
+)
+def test_half_an_answer_fails(answer: bytes) -> None:
+    assert probed(answer) == failed("127.0.0.1:PORT: connection closed before the answer ended")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 200 OK\r\nx: " + b"x" * 1_000_000, "not HTTP: headers larger than 65536 bytes"),
+        (http("200 OK", b"x" * 17_000_000), "answer larger than 16777216 bytes"),
+    ],
+)
+def test_an_answer_without_end_fails(answer: bytes, reason: str) -> None:
+    assert probed(answer) == failed(f"127.0.0.1:PORT: {reason}")
+
+
+@pytest.mark.parametrize("via", [Via.HTTP, Via.TCP])
+def test_a_shortage_of_our_own_says_nothing_of_the_service(via: Via) -> None:
+    async def scenario() -> ProbeResult:
+        async with answering(http("200 OK")) as port:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                return await probe(Target(via, port=port), 5.0)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert asyncio.run(scenario()) == ProbeResult(
+        Outcome.UNKNOWN, "this daemon: Too many open files"
+    )
+
+
 @pytest.mark.parametrize("via", [Via.HTTP, Via.TCP])
 def test_refusal_names_the_address(via: Via) -> None:
     with socket.socket() as bound:
@@ -127,6 +183,15 @@ def test_a_connection_is_enough_for_tcp() -> None:
 
 def test_alive_is_not_asked() -> None:
     assert asyncio.run(probe(Target(Via.ALIVE), 5.0)) == PASSED
+
+
+@pytest.mark.parametrize("via", [Via.HTTP, Via.TCP])
+def test_ipv6_is_asked(via: Via) -> None:
+    async def scenario() -> ProbeResult:
+        async with answering(http("200 OK"), host="::1") as port:
+            return await probe(Target(via, host="::1", port=port), 5.0)
+
+    assert asyncio.run(scenario()) == PASSED
 
 
 def test_unix_socket_is_asked(tmp_path: Path) -> None:

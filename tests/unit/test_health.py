@@ -1,7 +1,10 @@
 """Probe results to readiness."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from llmsup.config.schema import Readiness
-from llmsup.core.health import Health, Outcome, ProbeResult, observe
+from llmsup.core.health import Health, Outcome, ProbeResult, observe, until_next_s
 
 PASS = ProbeResult(Outcome.PASSED)
 FAIL = ProbeResult(Outcome.FAILED, "connection refused")
@@ -34,3 +37,14 @@ def test_thresholds_count_consecutive_results_only() -> None:
     assert fold([PASS, FAIL, PASS, PASS, FAIL, PASS], policy) == [
         False, False, False, True, False, False,
     ]  # fmt: skip
+
+
+@given(st.floats(0, 1e7), st.floats(0.01, 3600))
+def test_services_with_one_period_are_probed_at_the_same_moments(
+    now: float, period_s: float
+) -> None:
+    pause_s = until_next_s(now, period_s)
+
+    assert period_s * 0.5 <= pause_s <= period_s * 1.5
+    late_s = (now + pause_s + period_s / 2) % period_s - period_s / 2
+    assert abs(late_s) < 1e-6

@@ -30,6 +30,7 @@ def full_stack() -> list[ServiceInfo]:
 def test_status_in_a_pipe_is_not_cut() -> None:
     assert render.status(snapshot(*full_stack())) == (
         "demo · daemon pid 123 · up 3m00s · http://127.0.0.1:8000/v1\n"
+        "no GPU: no NVIDIA driver is installed\n"
         "\n"
         "SERVICE  STATE    MODEL                       LAYERS      VRAM  PORT  RESTARTS  UPTIME"
         "  WHY\n"
@@ -38,6 +39,30 @@ def test_status_in_a_pipe_is_not_cut() -> None:
         f"  {CUT}\n"
         "rag      stopped  -                                -         -     -         0       -"
     )
+
+
+def test_the_card_stands_below_the_header() -> None:
+    stack = snapshot(*full_stack())
+    stack["gpu"] = {
+        "name": "NVIDIA GeForce RTX 4050 Laptop GPU",
+        "total_bytes": 6141 * MIB,
+        "free_bytes": 3277 * MIB,
+    }
+
+    assert render.status(stack).splitlines()[1] == "RTX 4050 Laptop GPU · 3.2 of 6.0 GiB free"
+
+
+def test_a_card_that_nobody_asks_for_is_not_missed() -> None:
+    """Given no layers for a card, its absence is not worth a line."""
+    lines = render.status(snapshot(service("rag"), service("chat", gpu_layers=0))).splitlines()
+
+    assert lines[1] == ""
+
+
+def test_a_card_that_is_missed_stands_out() -> None:
+    text = render.status(snapshot(service("chat", gpu_layers=9)), colour=True)
+
+    assert text.splitlines()[1] == "\x1b[33mno GPU: no NVIDIA driver is installed\x1b[0m"
 
 
 def test_a_narrow_terminal_cuts_models_and_reasons_and_shows_the_reasons_below() -> None:
@@ -155,6 +180,7 @@ def test_upstreams() -> None:
             "chat-7b  upstreams: -  (confirmed in 4.2 ms)",
         ),
         ({"event": "daemon", "why": "stopping"}, "daemon  stopping"),
+        ({"event": "card", "why": "lost: NVML fails"}, "card  lost: NVML fails"),
         ({"event": "hiccup", "service": "chat"}, "chat  hiccup"),
         (
             {"event": "state", "service": "chat", "before": "starting", "state": "starting",
