@@ -50,6 +50,7 @@ def snapshot(*services: ServiceInfo) -> Status:
             "mode": "dual",
             "stopping": False,
             "restarting": [],
+            "troubles": [],
         },
         "gpu": None,
         "gateway": "127.0.0.1:8000",

@@ -56,9 +56,11 @@ _UPSTREAM_COLUMNS = (Column("ROUTE"), Column("DESIRED"), Column("PUBLISHED"), Co
 
 
 def status(snapshot: Status, *, width: int | None = None, colour: bool = False) -> str:
-    """`llmsup status`: a header line and the table of services."""
+    """`llmsup status`: a header line, the table of services, and what else is wrong."""
     table = services(snapshot["services"], width=width, colour=colour)
-    return f"{header(snapshot)}\n\n{table}"
+    troubles = snapshot["daemon"].get("troubles", [])  # none are told by an older daemon
+    warnings = [f"warning: {_cleaned(trouble)}" for trouble in troubles]
+    return "\n".join([header(snapshot), "", table, *([""] if warnings else []), *warnings])
 
 
 def header(snapshot: Status) -> str:

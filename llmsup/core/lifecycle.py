@@ -55,6 +55,7 @@ Rule = Callable[[Service, Any, float], Step]
 
 STOPPED_ON_REQUEST = "stopped on request"
 KILL_AGAIN_MIN_S = 1.0
+SHORTAGE_RETRY_S = 2.0
 
 
 # --- what can follow ----------------------------------------------------------------------------
@@ -134,6 +135,10 @@ def _give_up(service: Service) -> Step:
 
 
 def _die(service: Service, event: Exited | SpawnFailed, now: float) -> Step:
+    if isinstance(event, SpawnFailed) and event.shortage:
+        timer_at = now + SHORTAGE_RETRY_S
+        waiting = replace(service, state=State.BACKOFF, pid=None, timer_at=timer_at)
+        return replace(waiting, why=event.reason), ()
     dead = _count_death(service, event.reason, now)
     return _give_up(dead) if event.permanent else _recover(dead, now)
 

@@ -49,8 +49,9 @@ class Lock:
                 )
             time.sleep(0.01)
         try:
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+            # Cut off last: a full disk does not give back the block of an emptied file.
+            pid = f"{os.getpid()}\n".encode()
+            os.ftruncate(file, os.pwrite(file, pid, 0))
         except OSError as error:
             raise LlmsupError(f"cannot write the lock {path}: {error.strerror}") from None
         return cls(file)
