@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 
 from llmsup.config.load import Loaded, load
-from llmsup.config.paths import Paths, paths
+from llmsup.config.paths import PRIVATE_UMASK, Paths, paths
 from llmsup.control.api import app
 from llmsup.control.command import daemon_argv, log_level
 from llmsup.control.server import serve
 from llmsup.errors import LlmsupError
-from llmsup.host import leftovers
+from llmsup.host import leftovers, shortage
 from llmsup.host.daemon_log import LogToStderr
 from llmsup.host.lock import Lock
 from llmsup.host.process import reap
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         troubles = Troubles()
         _log_to_stderr(log_level(os.environ), troubles)
+        os.umask(PRIVATE_UMASK)
+        shortage.raise_descriptor_limit()
         home = paths()
         home.create()
         inherited = arguments.lock_fd
@@ -76,6 +78,7 @@ async def _run(loaded: Loaded, home: Paths, troubles: Troubles) -> bool:
     reap()
     stack = Stack(loaded, home, os.environ, troubles)
     _follow_signals(stack)
+    shortage.bear(asyncio.get_running_loop())
     async with serve(app(stack), home.control_socket):
         stack.begin()
         log.info("up pid=%d profile=%s", os.getpid(), loaded.name)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from llmsup.config.paths import make_private
 from llmsup.core import routing
 from llmsup.core.routing import Endpoint, Member, Route, UpstreamList
 from llmsup.errors import GatewayError
@@ -110,7 +111,7 @@ class Gateway:
         kept = {self._layout.upstreams(name) for name in last}
         try:
             for directory in self._layout.directories:
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private(directory)
             for path, build in self._files():
                 if path in kept:
                     self._written[path] = self._fingerprint(path)

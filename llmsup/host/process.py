@@ -234,8 +234,11 @@ def end_marked(prefix: str, grace_s: float) -> int:
 
 
 def carries_mark(pid: int, prefix: str) -> bool:
-    """Whether the mark in the process's environment starts with `prefix`."""
-    return _mark(pid).startswith(prefix)
+    """Whether it is a process of this user with a mark in its environment that starts so.
+
+    Root could read the marks that others put into theirs.
+    """
+    return _mark(pid).startswith(prefix) and procfs.real_uid(pid) == os.getuid()
 
 
 def _mark(pid: int) -> str:

@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 from llmsup.troubles import Troubles
 
@@ -22,6 +23,20 @@ def raise_descriptor_limit() -> None:
     wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def bear(loop: asyncio.AbstractEventLoop) -> None:
+    """Leave connections that cannot be accepted for want of descriptors to the loop's next try.
+
+    It makes one in a second; by itself it would write a traceback each time.
+    """
+
+    def note(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}):
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(note)
 
 
 async def keep_watch(logs: Path, troubles: Troubles) -> None:
