@@ -70,6 +70,7 @@ class Gateway:
         routes: tuple[Route, ...],
         listen: tuple[str, int],
         api_keys: tuple[str, ...] = (),
+        allowed_origins: tuple[str, ...] = (),
         *,
         troubles: Troubles | None = None,
         write: Callable[[Path, Path, bytes], None] = replace_file,
@@ -79,7 +80,9 @@ class Gateway:
     ) -> None:
         self._layout = envoy.Layout(directory)
         self._routes = routes
-        self._documents = Documents(self._layout, routes, Endpoint(*listen), api_keys)
+        self._documents = Documents(
+            self._layout, routes, Endpoint(*listen), api_keys, allowed_origins
+        )
         self._write = write
         self._fingerprint = fingerprint
         self._written: dict[Path, object] = {}

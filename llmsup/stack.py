@@ -32,6 +32,7 @@ from llmsup.units import GATEWAY, build, wanted
 log = logging.getLogger(__name__)
 
 EVENTS_MAX_BYTES = 4 * 1024 * 1024
+EVENTS_KEEP = 3
 IN_FLIGHT_PERIOD_S = 0.02
 SETTLE_TIMEOUT_S = 3.0
 STRAY_GRACE_S = 10.0
@@ -58,6 +59,7 @@ class Stack:
             self._routes,
             parse_listen(profile.gateway.listen),
             loaded.api_keys,
+            profile.gateway.allowed_origins,
             troubles=troubles,
         )
         self._memory = memory.load(paths.memory, str(loaded.path)).services
@@ -350,10 +352,11 @@ class Stack:
             await asyncio.sleep(IN_FLIGHT_PERIOD_S)
 
     def _logs(self) -> Iterator[Rotated]:
+        limits = self._loaded.profile.logs
         for keeper in self._supervisor.keepers.values():
-            yield Rotated(keeper.unit.log)
-        yield Rotated(self._paths.daemon_log)
-        yield Rotated(self._paths.events, max_bytes=EVENTS_MAX_BYTES)
+            yield Rotated(keeper.unit.log, limits.max_size_bytes, limits.keep)
+        yield Rotated(self._paths.daemon_log, limits.max_size_bytes, limits.keep)
+        yield Rotated(self._paths.events, EVENTS_MAX_BYTES, EVENTS_KEEP)
 
     def _keep(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(_logged(work))

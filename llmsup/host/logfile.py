@@ -160,8 +160,11 @@ def _store(path: Path, live: int, start: int, length: int, keep: int) -> int:
     """Copy a range of the live file to `.1`, after the older parts moved up. Its descriptor."""
     copy = path.with_name(f"{path.name}.new")
     copy.unlink(missing_ok=True)
-    # It would be dropped below. On a full disk its place is the only one there is.
-    _part(path, keep).unlink(missing_ok=True)
+    # What would be dropped goes first: on a full disk its place is the only one there is.
+    surplus = keep
+    while _part(path, surplus).exists():
+        _part(path, surplus).unlink()
+        surplus += 1
     stored = open_private(copy, os.O_WRONLY | os.O_EXCL)
     try:
         _copy(live, stored, start, length)

@@ -16,8 +16,8 @@ class Rotated:
     """A log, how large its live file may grow, and how many older parts are kept."""
 
     path: Path
-    max_bytes: int = 10 * 1024 * 1024
-    keep: int = 3
+    max_bytes: int
+    keep: int
 
 
 async def keep_rotated(logs: Iterable[Rotated], troubles: Troubles) -> None:
