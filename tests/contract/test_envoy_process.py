@@ -165,22 +165,18 @@ def test_without_a_key_it_is_401(locked: Stack, path: str, headers: dict[str, st
     }
 
 
-BOTH = [
-    {"authorization": "Bearer sk-alice", "x-api-key": "sk-bob"},
-    {"authorization": "Bearer sk-alice", "x-api-key": "sk-mallory"},
-    {"authorization": "Bearer sk-mallory", "x-api-key": "sk-alice"},
-    {"authorization": "Basic c2stYWxpY2U6", "x-api-key": "sk-alice"},
-]
+@pytest.mark.parametrize("second", ["sk-bob", "sk-mallory"])
+def test_the_service_sees_neither_of_two_keys(locked: Stack, second: str) -> None:
+    response = locked.ask(headers={"authorization": "Bearer sk-alice", "x-api-key": second})
+
+    assert response.status_code == 200
+    assert not {"authorization", "x-api-key"} & response.json()["stub"]["headers"].keys()
 
 
-@pytest.mark.parametrize("headers", BOTH)
-def test_the_service_sees_neither_of_two_keys(locked: Stack, headers: dict[str, str]) -> None:
-    response = locked.ask(headers=headers)
+def test_a_second_key_does_not_make_up_for_a_wrong_first(locked: Stack) -> None:
+    headers = {"authorization": "Bearer sk-mallory", "x-api-key": "sk-alice"}
 
-    if response.status_code == 200:
-        assert not {"authorization", "x-api-key"} & response.json()["stub"]["headers"].keys()
-    else:
-        assert response.status_code == 401
+    assert locked.ask(headers=headers).status_code == 401
 
 
 def test_missing_and_wrong_keys_are_told_the_same(locked: Stack) -> None:
