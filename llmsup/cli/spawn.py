@@ -13,7 +13,7 @@ from llmsup.config.paths import Paths
 from llmsup.control.client import Client, daemon_is_alive
 from llmsup.control.wire import Status
 from llmsup.errors import LlmsupError, NotRunningError, UnknownStateError
-from llmsup.host.private import open_private
+from llmsup.host.private import NotOursError, open_private
 
 DAEMON_TIMEOUT_S = 30.0
 
@@ -73,9 +73,11 @@ def _opened_log(path: Path) -> tuple[int, int]:
             os.close(log)
             raise
     except OSError as error:
+        is_foreign = isinstance(error, NotOursError)
+        place = "make room, or set LLMSUP_HOME to a directory you can write"
         raise LlmsupError(
             f"cannot write {path}: {error.strerror}",
-            hint="make room, or set LLMSUP_HOME to a directory you can write",
+            hint="remove what is there" if is_foreign else place,
         ) from None
 
 

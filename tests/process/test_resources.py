@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,3 +196,29 @@ def test_the_daemon_raises_its_limit_of_descriptors(home: Home) -> None:
     for pid in (home.daemon_pid(), home.service("gateway")["pid"], home.service("chat")["pid"]):
         assert pid is not None
         assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] == min(hard, 65536)
+
+
+def test_logs_are_rotated_as_the_profile_says(home: Home) -> None:
+    """Given a child that writes numbered lines, what is kept is in a row up to the last one."""
+    writes = (
+        "import itertools, time\n"
+        "for number in itertools.count():\n"
+        "    print(f'{number:07d}', '.' * 100, flush=True)\n"
+        "    time.sleep(0.002 if number % 50 == 0 else 0)\n"
+    )
+    program = home.root / "writer.py"
+    program.write_text(writes)
+    home.write(
+        home.command("writer", [sys.executable, str(program)], grace_period="1s")
+        + '[logs]\nmax_size = "256KiB"\nkeep = 2\n'
+    )
+    home.start()
+    log = home.paths.service_log("writer")
+    wait_until(log.with_name(f"{log.name}.2").exists, "two rotations")
+    assert home.cli("stop", "writer").returncode == 0
+    assert not log.with_name(f"{log.name}.3").exists()
+    parts = [log.with_name(f"{log.name}.2"), log.with_name(f"{log.name}.1"), log]
+    assert [part.stat().st_size for part in parts[:2]] == [256 * 1024] * 2
+    lines = b"".join(part.read_bytes() for part in parts).splitlines()[1:]
+    numbers = [int(line[:7]) for line in lines if not line.startswith(b"---")]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
