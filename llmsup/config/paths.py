@@ -97,7 +97,7 @@ class Paths:
     def require_own(self) -> None:
         """Raise LlmsupError where a directory that is there belongs to another user."""
         for directory in self._directories:
-            with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            with suppress(OSError):  # not there, or out of our reach: whoever needs it says so
                 require_own(directory)
 
     @property
@@ -137,9 +137,10 @@ def require_own(directory: Path) -> None:
     """
     for found in (directory.lstat(), directory.stat()):
         if found.st_uid != os.geteuid():
+            as_owner = f"run it as its owner: sudo -u '#{found.st_uid}' …"
             raise LlmsupError(
                 f"{directory} belongs to uid {found.st_uid}, not to you",
-                hint="set LLMSUP_HOME to a directory of your own",
+                hint="set LLMSUP_HOME to a directory of your own" if os.geteuid() else as_owner,
             )
 
 
