@@ -6,7 +6,6 @@ is adopted; an older one, or one that no service of the profile wants, is a stra
 """
 
 import asyncio
-import logging
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from llmsup.host import memory, procfs
 from llmsup.host.memory import Memory, Remembered
 from llmsup.host.process import Found
 from llmsup.keeper import Keeper
-
-log = logging.getLogger(__name__)
+from llmsup.troubles import Troubles
 
 SAVE_AFTER_S = 0.05
 
@@ -64,12 +62,18 @@ class Remembering:
     """Keeps the file of `host.memory` up to date with the keepers."""
 
     def __init__(
-        self, path: Path, profile_path: str, wanted: Collection[str], keepers: Mapping[str, Keeper]
+        self,
+        path: Path,
+        profile_path: str,
+        wanted: Collection[str],
+        keepers: Mapping[str, Keeper],
+        troubles: Troubles,
     ) -> None:
         self._path = path
         self._profile_path = profile_path
         self._wanted = frozenset(wanted)
         self._keepers = keepers
+        self._troubles = troubles
         self._timer: asyncio.TimerHandle | None = None
         self._is_ending = False
 
@@ -91,17 +95,17 @@ class Remembering:
             )
             for name, keeper in self._keepers.items()
         }
-        try:
+        with self._troubles.watched(
+            f"what the next daemon needs is not being saved to {self._path}", self.soon
+        ):
             memory.save(self._path, Memory(procfs.boot_id(), self._profile_path, services))
-        except OSError as error:
-            log.warning("what a new daemon would need is not being saved: %s", error)
 
     def forget(self) -> None:
         """Remove the file for good: a stack that ends has nothing that was stopped by somebody."""
         self._cancel()
         self._is_ending = True
         with suppress(OSError):
-            self._path.unlink()
+            memory.forget(self._path)
 
     def _asked(self, name: str, want: Want) -> str:
         """What the operator asked of the service, empty where the profile wants the same."""

@@ -13,15 +13,17 @@ import sys
 from collections.abc import Sequence
 
 from llmsup.config.load import Loaded, load
-from llmsup.config.paths import Paths, paths
+from llmsup.config.paths import PRIVATE_UMASK, Paths, paths
 from llmsup.control.api import app
 from llmsup.control.command import daemon_argv, log_level
 from llmsup.control.server import serve
 from llmsup.errors import LlmsupError
-from llmsup.host import leftovers
+from llmsup.host import leftovers, shortage
+from llmsup.host.daemon_log import LogToStderr
 from llmsup.host.lock import Lock
 from llmsup.host.process import reap
 from llmsup.stack import STOP_SIGNALS, Stack
+from llmsup.troubles import Troubles
 
 log = logging.getLogger("llmsup.daemon")
 
@@ -34,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lock-fd", type=int, help="the lock, inherited over an execve")
     arguments = parser.parse_args(argv)
     try:
-        _log_to_stderr(log_level(os.environ))
+        troubles = Troubles()
+        _log_to_stderr(log_level(os.environ), troubles)
+        os.umask(PRIVATE_UMASK)
+        shortage.raise_descriptor_limit()
         home = paths()
         home.create()
         inherited = arguments.lock_fd
@@ -45,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             overrides=arguments.overrides,
             config_dir=home.config,
         )
-        if asyncio.run(_run(loaded, home)):
+        if asyncio.run(_run(loaded, home, troubles)):
             _become_new_daemon(arguments.profile, arguments.overrides, lock)
         lock.release()
     except KeyboardInterrupt:  # before the first signal handler: nothing has been started yet
@@ -68,11 +73,12 @@ def _become_new_daemon(profile: str, overrides: Sequence[str], lock: Lock) -> No
     os.execv(command[0], command)  # noqa: S606 - no shell is meant
 
 
-async def _run(loaded: Loaded, home: Paths) -> bool:
+async def _run(loaded: Loaded, home: Paths, troubles: Troubles) -> bool:
     """Keep the stack until it has stopped (False) or is handed over to a new daemon (True)."""
     reap()
-    stack = Stack(loaded, home, os.environ)
+    stack = Stack(loaded, home, os.environ, troubles)
     _follow_signals(stack)
+    shortage.bear(asyncio.get_running_loop())
     async with serve(app(stack), home.control_socket):
         stack.begin()
         log.info("up pid=%d profile=%s", os.getpid(), loaded.name)
@@ -86,10 +92,8 @@ async def _run(loaded: Loaded, home: Paths) -> bool:
     return False
 
 
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+def _log_to_stderr(level: str, troubles: Troubles) -> None:
+    logging.basicConfig(level=level, handlers=[LogToStderr(troubles)])
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 

@@ -56,11 +56,17 @@ class ConfigError(LlmsupError):
 
 
 class LaunchError(LlmsupError):
-    """A service cannot be started. `permanent`: trying again without a change is useless."""
+    """A service cannot be started. `permanent`: trying again without a change is useless.
 
-    def __init__(self, message: str, *, hint: str = "", permanent: bool = False) -> None:
+    `shortage`: the daemon or the machine is short of something, whatever the service is like.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", permanent: bool = False, shortage: bool = False
+    ) -> None:
         super().__init__(message, hint=hint)
         self.permanent = permanent
+        self.shortage = shortage
 
 
 class GatewayError(LlmsupError):

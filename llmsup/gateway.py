@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from llmsup.config.paths import make_private
 from llmsup.core import routing
 from llmsup.core.routing import Endpoint, Member, Route, UpstreamList
 from llmsup.errors import GatewayError
@@ -25,6 +26,7 @@ from llmsup.host.replace import fingerprint, replace_file
 from llmsup.services import envoy, envoy_clusters
 from llmsup.services.envoy_admin import Clusters, has, services
 from llmsup.services.envoy_documents import Build, Documents
+from llmsup.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,9 @@ class Gateway:
         routes: tuple[Route, ...],
         listen: tuple[str, int],
         api_keys: tuple[str, ...] = (),
+        allowed_origins: tuple[str, ...] = (),
         *,
+        troubles: Troubles | None = None,
         write: Callable[[Path, Path, bytes], None] = replace_file,
         fingerprint: Callable[[Path], object] = fingerprint,
         ask: Ask | None = None,
@@ -76,12 +80,15 @@ class Gateway:
     ) -> None:
         self._layout = envoy.Layout(directory)
         self._routes = routes
-        self._documents = Documents(self._layout, routes, Endpoint(*listen), api_keys)
+        self._documents = Documents(
+            self._layout, routes, Endpoint(*listen), api_keys, allowed_origins
+        )
         self._write = write
         self._fingerprint = fingerprint
         self._written: dict[Path, object] = {}
         self._admin = Admin(self._layout.admin_socket, ask)
         self._clock = clock
+        self._troubles = troubles or Troubles()
         self._changed = asyncio.Event()
         self._pending: dict[str, _Pending] = {}
         self._not_ready: tuple[str, ...] = ()
@@ -107,7 +114,7 @@ class Gateway:
         kept = {self._layout.upstreams(name) for name in last}
         try:
             for directory in self._layout.directories:
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private(directory)
             for path, build in self._files():
                 if path in kept:
                     self._written[path] = self._fingerprint(path)
@@ -158,9 +165,13 @@ class Gateway:
             self._unwritten.add(self._layout.routes)
         self.desired, self._not_ready = wanted, not_ready
         written = self._write_changes()
+        self._tell_trouble()
         if self.last_error:
             self._changed.set()
         return written
+
+    def _tell_trouble(self) -> None:
+        self._troubles.tell("the gateway goes by old files", self.last_error)
 
     def _write_changes(self) -> tuple[str, ...]:
         """Bring the files up to date. Returns the routes whose lists were written."""
@@ -204,6 +215,7 @@ class Gateway:
         """Mend what somebody else wrote: files, and lists that Envoy has from elsewhere."""
         self.last_error = ""
         self._mend_files()
+        self._tell_trouble()
         self._note(clusters)
         if clusters is not None:  # else Envoy is away, and `wake` follows
             names = (route.name for route in self._routes)
@@ -265,6 +277,7 @@ class Gateway:
             elif clusters is not None and now >= pending.rewrite_at:
                 pending.postpone(now)
                 self._mend(route, clusters)
+        self._tell_trouble()
         return bool(self._pending or self.last_error)
 
     def _mend_files(self) -> None:

@@ -21,6 +21,7 @@ from llmsup.host import cgroup, logfile, ports
 from llmsup.host.memory import Remembered
 from llmsup.host.process import ExitStatus, Found, Process, end_marked
 from llmsup.services.launch import Launch
+from llmsup.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +47,13 @@ class Keeper:
         *,
         on_change: Change,
         drain_requests: DrainRequests,
+        troubles: Troubles,
     ) -> None:
         self.unit = unit
         self.service = _restored(unit, remembered)
         self._on_change = on_change
         self._drain_requests = drain_requests
+        self._troubles = troubles
         self._loop = asyncio.get_running_loop()
         self._mailbox: deque[Event] = deque()
         self._is_stepping = False
@@ -160,7 +163,10 @@ class Keeper:
             self._fail_spawn(generation, error)
 
     def _spawn_now(self, generation: int, launch: Launch) -> None:
-        logfile.append(self.unit.log, f"--- {self.unit.name}, generation {generation}")
+        with self._troubles.watched(
+            f"the output of {self.unit.name} is not kept, until it is restarted"
+        ):
+            logfile.append(self.unit.log, f"--- {self.unit.name}, generation {generation}")
         offset = logfile.size_bytes(self.unit.log)
         mark = self.unit.generation_mark(generation)
         process = Process.spawn(launch, log=self.unit.log, mark=mark)
@@ -199,9 +205,10 @@ class Keeper:
     def _fail_spawn(self, generation: int, error: Exception) -> None:
         if not isinstance(error, LaunchError):
             log.error("service=%s its launch broke", self.unit.name, exc_info=error)
-            error = LaunchError(f"{type(error).__name__}: {error}", permanent=True)
+            is_permanent = not isinstance(error, OSError)  # those pass, a bug does not
+            error = LaunchError(f"{type(error).__name__}: {error}", permanent=is_permanent)
         reason = f"{error.message} ({error.hint})" if error.hint else error.message
-        self.post(events.SpawnFailed(generation, reason, error.permanent))
+        self.post(events.SpawnFailed(generation, reason, error.permanent, error.shortage))
 
     # --- the end of a process
 
@@ -241,6 +248,8 @@ class Keeper:
                 )
                 if ended:
                     log.warning("service=%s ended %d stray processes", self.unit.name, ended)
+            except OSError as error:
+                log.warning("service=%s strays were not looked for: %s", self.unit.name, error)
             except Exception:
                 log.exception("service=%s strays could not be looked for", self.unit.name)
 

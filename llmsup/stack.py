@@ -28,13 +28,16 @@ from llmsup.host.leftovers import home_mark
 from llmsup.host.nvml import Nvml
 from llmsup.host.process import end_marked, find
 from llmsup.host.rotation import Rotated, keep_rotated
+from llmsup.host.shortage import keep_watch
 from llmsup.snapshot import gpu_info, service_info
 from llmsup.supervisor import Supervisor
+from llmsup.troubles import Troubles
 from llmsup.units import GATEWAY, build, wanted
 
 log = logging.getLogger(__name__)
 
 EVENTS_MAX_BYTES = 4 * 1024 * 1024
+EVENTS_KEEP = 3
 IN_FLIGHT_PERIOD_S = 0.02
 SETTLE_TIMEOUT_S = 3.0
 STRAY_GRACE_S = 10.0
@@ -44,7 +47,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Stack:
     """Everything one daemon keeps: the services of one profile and their gateway."""
 
-    def __init__(self, loaded: Loaded, paths: Paths, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, loaded: Loaded, paths: Paths, environ: Mapping[str, str], troubles: Troubles
+    ) -> None:
         profile = loaded.profile
         self._loaded = loaded
         self._paths = paths
@@ -52,13 +57,15 @@ class Stack:
         self._started_at = time.monotonic()
         self._wanted = wanted(profile)
         self._routes = effective_routes(profile)
-        self._journal = Journal(paths.events)
-        self._last_error = ""
+        self._troubles = troubles
+        self._journal = Journal(paths.events, troubles)
         self.gateway = Gateway(
             paths.gateway,
             self._routes,
             parse_listen(profile.gateway.listen),
             loaded.api_keys,
+            profile.gateway.allowed_origins,
+            troubles=troubles,
         )
         self._memory = memory.load(paths.memory, str(loaded.path)).services
         last_ports = {name: each.port for name, each in self._memory.items() if each.port}
@@ -67,12 +74,13 @@ class Stack:
             self._memory,
             on_change=self._note_change,
             drain_requests=self._drain_requests,
+            troubles=troubles,
         )
         self._card = CardWatch(Nvml().read, read_clocks, self._note_card)
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
         self._outdated: frozenset[str] = frozenset()
         self._remembering = Remembering(
-            paths.memory, str(loaded.path), self._wanted, self._supervisor.keepers
+            paths.memory, str(loaded.path), self._wanted, self._supervisor.keepers, troubles
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._restart: asyncio.Task[None] | None = None
@@ -108,8 +116,10 @@ class Stack:
         asyncio.get_running_loop().call_later(SETTLE_TIMEOUT_S, self._settle, *self._unsettled)
         self._settle()
         self._keep(self.gateway.keep_confirmed(self._note_confirmed))
-        self._keep(keep_rotated(self._logs()))
         self._keep(self._card.keep())
+        self._keep(keep_rotated(self._logs(), self._troubles))
+        self._keep(keep_watch(self._paths.logs, self._troubles))
+        self._keep(self._troubles.keep_trying())
 
     # --- what the control API asks
 
@@ -128,6 +138,7 @@ class Stack:
                 "mode": self._loaded.profile.mode,
                 "stopping": self._ending is not None,
                 "restarting": list(self._supervisor.restarting),
+                "troubles": self._troubles.sentences,
             },
             gpu=gpu_info(self._card.device),
             gpu_why=self._card.why,
@@ -355,9 +366,6 @@ class Stack:
             if service.want is Want.UP and service.state is not State.READY and name != GATEWAY
         )
         written = self.gateway.publish(members, not_ready)
-        if self.gateway.last_error != self._last_error:
-            self._last_error = self.gateway.last_error
-            log.error("publishing: %s", self._last_error or "works again")
         for route in written:
             upstreams = self._published(route)
             log.info("route=%s upstreams=%s", route, ",".join(upstreams) or "-")
@@ -383,10 +391,11 @@ class Stack:
             await asyncio.sleep(IN_FLIGHT_PERIOD_S)
 
     def _logs(self) -> Iterator[Rotated]:
+        limits = self._loaded.profile.logs
         for keeper in self._supervisor.keepers.values():
-            yield Rotated(keeper.unit.log)
-        yield Rotated(self._paths.daemon_log)
-        yield Rotated(self._paths.events, max_bytes=EVENTS_MAX_BYTES)
+            yield Rotated(keeper.unit.log, limits.max_size_bytes, limits.keep)
+        yield Rotated(self._paths.daemon_log, limits.max_size_bytes, limits.keep)
+        yield Rotated(self._paths.events, EVENTS_MAX_BYTES, EVENTS_KEEP)
 
     def _keep(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(_logged(work))

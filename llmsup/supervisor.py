@@ -9,6 +9,7 @@ from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, St
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.host.memory import Remembered
 from llmsup.keeper import Change, DrainRequests, Keeper
+from llmsup.troubles import Troubles
 
 
 class Supervisor:
@@ -24,6 +25,7 @@ class Supervisor:
         *,
         on_change: Change,
         drain_requests: DrainRequests,
+        troubles: Troubles,
     ) -> None:
         self._on_change = on_change
         self._changed = asyncio.Event()
@@ -34,6 +36,7 @@ class Supervisor:
                 remembered.get(unit.name),
                 on_change=self._note_change,
                 drain_requests=drain_requests,
+                troubles=troubles,
             )
             for unit in units
         }

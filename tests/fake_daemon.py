@@ -50,6 +50,7 @@ def snapshot(*services: ServiceInfo) -> Status:
             "mode": "dual",
             "stopping": False,
             "restarting": [],
+            "troubles": [],
         },
         "gpu": None,
         "gpu_why": "no NVIDIA driver is installed",

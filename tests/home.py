@@ -62,8 +62,8 @@ def stub(name: str, *arguments: object) -> list[str]:
 class Home:
     """One home below a short temporary directory (a Unix socket's path is at most 107 bytes)."""
 
-    def __init__(self) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="llmsup-"))
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or Path(tempfile.mkdtemp(prefix="llmsup-"))
         self.environ = {
             name: value
             for name, value in os.environ.items()

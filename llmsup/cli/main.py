@@ -4,6 +4,7 @@ Imports are inside `main`, so that Ctrl-C during them ends as quietly as later.
 """
 # ruff: noqa: PLC0415
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,9 @@ UNKNOWN = 4
 
 def run() -> None:
     """The console script."""
+    from llmsup.config.paths import PRIVATE_UMASK
+
+    os.umask(PRIVATE_UMASK)
     sys.exit(main(sys.argv[1:]))
 
 
@@ -100,15 +104,19 @@ def _kept_traceback() -> str:
     import traceback
     from datetime import UTC, datetime
 
-    from llmsup.config.paths import paths
+    from llmsup.config.masking import masked
+    from llmsup.config.paths import make_private, paths
+    from llmsup.host.private import open_private
 
     text = traceback.format_exc()
     try:
         logs_dir = paths().logs
-        logs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(logs_dir)
         file = logs_dir / "crash.log"
-        with file.open("a", encoding="utf-8", errors="replace") as crash_log:
-            crash_log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {sys.argv}\n{text}\n")
+        opened = open_private(file, os.O_WRONLY | os.O_APPEND)
+        with os.fdopen(opened, "a", encoding="utf-8", errors="replace") as crash_log:
+            moment = datetime.now(UTC)
+            crash_log.write(f"{moment:%Y-%m-%dT%H:%M:%SZ} {masked(sys.argv)}\n{text}\n")
     except Exception as error:
         return f"this is a bug; its traceback could not be kept: {error}"
     return f"this is a bug; its traceback is in {file}"

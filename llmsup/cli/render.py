@@ -57,7 +57,7 @@ _UPSTREAM_COLUMNS = (Column("ROUTE"), Column("DESIRED"), Column("PUBLISHED"), Co
 
 
 def status(snapshot: Status, *, width: int | None = None, colour: bool = False) -> str:
-    """`llmsup status`: a header line, one for the card, and the table of services."""
+    """`llmsup status`: a header line, one for the card, the table, and what else is wrong."""
     table = services(snapshot["services"], width=width, colour=colour)
     head = [header(snapshot)]
     if snapshot["gpu"] is not None:
@@ -65,7 +65,9 @@ def status(snapshot: Status, *, width: int | None = None, colour: bool = False) 
     elif any(info["gpu_layers"] not in {None, 0} for info in snapshot["services"]):
         words = f"no GPU: {_cleaned(snapshot['gpu_why'])}"
         head.append(_painted(words, _YELLOW if colour else ""))
-    return "\n".join([*head, "", table])
+    troubles = snapshot["daemon"].get("troubles", [])  # none are told by an older daemon
+    warnings = [f"warning: {_cleaned(trouble)}" for trouble in troubles]
+    return "\n".join([*head, "", table, *([""] if warnings else []), *warnings])
 
 
 def header(snapshot: Status) -> str:

@@ -13,6 +13,7 @@ from llmsup.config.paths import Paths
 from llmsup.control.client import Client, daemon_is_alive
 from llmsup.control.wire import Status
 from llmsup.errors import LlmsupError, NotRunningError, UnknownStateError
+from llmsup.host.private import NotOursError, open_private
 
 DAEMON_TIMEOUT_S = 30.0
 
@@ -62,9 +63,8 @@ def _popen(argv: Sequence[str], home: Paths) -> "tuple[subprocess.Popen[bytes], 
 
 def _opened_log(path: Path) -> tuple[int, int]:
     """The log for the daemon to append to, and its size. Raises LlmsupError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     try:
-        log = os.open(path, flags, 0o600)
+        log = open_private(path, os.O_WRONLY | os.O_APPEND)
         try:
             # It also shows a full disk, on which the daemon could not say what is wrong.
             os.write(log, f"--- daemon, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}\n".encode())
@@ -73,9 +73,11 @@ def _opened_log(path: Path) -> tuple[int, int]:
             os.close(log)
             raise
     except OSError as error:
+        is_foreign = isinstance(error, NotOursError)
+        place = "make room, or set LLMSUP_HOME to a directory you can write"
         raise LlmsupError(
             f"cannot write {path}: {error.strerror}",
-            hint="make room, or set LLMSUP_HOME to a directory you can write",
+            hint="remove what is there" if is_foreign else place,
         ) from None
 
 

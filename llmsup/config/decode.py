@@ -15,7 +15,7 @@ from msgspec import UNSET, Meta, Struct, ValidationError, convert
 from msgspec.structs import FieldInfo, fields
 
 from llmsup.config.interpolated import Interpolated, made_of
-from llmsup.config.units import parse_duration_s
+from llmsup.config.units import parse_duration_s, parse_size_bytes
 from llmsup.config.wording import Key, choices, quoted, shown, suggestion
 
 Report = Callable[[Key, str], None]
@@ -157,7 +157,7 @@ def _leaf(value: object, wanted: Any, key: Key, report: Report) -> Any:
             _require_sane(value)
             if refusal := extra.get("refusals", {}).get(value):
                 raise ValueError(refusal)
-        readings = _durations_s(value) if extra.get("unit") == "duration" else _readings(value)
+        readings = _READINGS.get(extra.get("unit", ""), _readings)(value)
         for reading in readings:
             try:
                 result = convert(reading, wanted, strict=True)
@@ -193,9 +193,17 @@ def _readings(value: object) -> Iterator[object]:
         yield _LOGICAL[value]
 
 
-def _durations_s(value: object) -> Iterator[object]:
-    if isinstance(value, str):
-        try:
-            yield parse_duration_s(value)
-        except ValueError as error:
-            raise ValueError(f"{error}, got {shown(value)}") from None
+def _measured(parse: Callable[[str], float]) -> Callable[[object], Iterator[object]]:
+    """Reads text with a unit, and nothing else."""
+
+    def readings(value: object) -> Iterator[object]:
+        if isinstance(value, str):
+            try:
+                yield parse(value)
+            except ValueError as error:
+                raise ValueError(f"{error}, got {shown(value)}") from None
+
+    return readings
+
+
+_READINGS = {"duration": _measured(parse_duration_s), "size": _measured(parse_size_bytes)}

@@ -1,7 +1,7 @@
 """A loaded profile as a document and as TOML, for people to read: what is in effect, no secrets."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec import Meta, Struct
@@ -9,7 +9,7 @@ from msgspec.structs import fields
 
 from llmsup.config.masking import masked, masked_variable
 from llmsup.config.schema import Profile
-from llmsup.config.units import duration, parse_duration_s
+from llmsup.config.units import duration, parse_duration_s, size
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -58,14 +58,18 @@ def _item(name: str, value: Any, wanted: Any) -> Any:
     if name in {"args", "command"}:
         return masked(value)
     metas = (meta for meta in getattr(wanted, "__metadata__", ()) if isinstance(meta, Meta))
-    if any((meta.extra or {}).get("unit") == "duration" for meta in metas):
-        return _duration(value)
+    for meta in metas:
+        if unit := (meta.extra or {}).get("unit"):
+            return _WRITTEN[unit](value)
     return list(value) if isinstance(value, tuple) else value
 
 
 def _duration(seconds: float) -> str:
     text = duration(seconds)
     return text if parse_duration_s(text) == seconds else f"{seconds:f}s"
+
+
+_WRITTEN: Mapping[str, Callable[[Any], str]] = {"duration": _duration, "size": size}
 
 
 def _value(value: Any) -> str:

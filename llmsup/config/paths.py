@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +11,24 @@ import platformdirs
 
 from llmsup.errors import LlmsupError
 
+PRIVATE_UMASK = 0o077
+"""Of the daemon, its children and the command line: nobody else reads what they write."""
+
 SOCKET_PATH_MAX_BYTES = 107  # sizeof(sockaddr_un.sun_path) - 1
 
 
 @dataclass(frozen=True)
 class Paths:
-    """The directories of one installation, and the files in them that others name."""
+    """The directories of one installation, and the files in them that others name.
+
+    `home`: the directory of LLMSUP_HOME, where that is what they are below.
+    """
 
     config: Path
     state: Path
     runtime: Path
     logs: Path
+    home: Path | None = None
 
     @property
     def profiles(self) -> Path:
@@ -76,32 +84,71 @@ class Paths:
     def create(self) -> None:
         """Make the directories, private to this user; refuse ones that belong to another.
 
+        The home and the configuration may be read by others, if they are so already.
+
         Raises LlmsupError with the directory and its owner.
         """
         self.require_short()
-        for directory in (self.config, self.state, self.runtime, self.logs):
-            try:
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as error:
-                raise LlmsupError(
-                    f"cannot create {directory}: {error.strerror}",
-                    hint="set LLMSUP_HOME to a directory you can write",
-                ) from None
-            found = directory.stat()
-            if found.st_uid != os.getuid():
-                raise LlmsupError(
-                    f"{directory} belongs to uid {found.st_uid}, not to you",
-                    hint="set LLMSUP_HOME to a directory of your own",
-                )
-            if directory in (self.state, self.runtime) and stat.S_IMODE(found.st_mode) & 0o077:
-                directory.chmod(0o700)
+        self.require_own()
+        for directory in self._directories:
+            is_secret = directory in (self.state, self.runtime, self.logs)
+            make_private(directory, loose=0o077 if is_secret else 0o022)
+
+    def require_own(self) -> None:
+        """Raise LlmsupError where a directory that is there belongs to another user."""
+        for directory in self._directories:
+            with suppress(OSError):  # not there, or out of our reach: whoever needs it says so
+                require_own(directory)
+
+    @property
+    def _directories(self) -> tuple[Path, ...]:
+        home = () if self.home is None else (self.home,)
+        return (*home, self.config, self.state, self.runtime, self.logs)
+
+
+def make_private(directory: Path, *, loose: int = 0o077) -> None:
+    """Make a directory of this user, or take away the permissions `loose` of one that is there.
+
+    Raises LlmsupError.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        require_own(directory)
+        mode = stat.S_IMODE(directory.stat().st_mode)
+        if mode & loose or mode & 0o700 != 0o700:
+            directory.chmod(mode & ~loose | 0o700)
+            mode = stat.S_IMODE(directory.stat().st_mode)
+    except OSError as error:
+        raise LlmsupError(
+            f"cannot create {directory}: {error.strerror}",
+            hint="set LLMSUP_HOME to a directory you can write",
+        ) from None
+    if mode & loose:
+        raise LlmsupError(
+            f"other users can use {directory}, and that cannot be changed",
+            hint="set LLMSUP_HOME to a directory on a Linux file system",
+        )
+
+
+def require_own(directory: Path) -> None:
+    """Raise LlmsupError for a directory of another user, or a link that another user has made.
+
+    Raises OSError where it cannot be looked at.
+    """
+    for found in (directory.lstat(), directory.stat()):
+        if found.st_uid != os.geteuid():
+            as_owner = f"run it as its owner: sudo -u '#{found.st_uid}' …"
+            raise LlmsupError(
+                f"{directory} belongs to uid {found.st_uid}, not to you",
+                hint="set LLMSUP_HOME to a directory of your own" if os.geteuid() else as_owner,
+            )
 
 
 def paths(environ: Mapping[str, str] = os.environ) -> Paths:
     """The paths of this user, or those below `LLMSUP_HOME` where it is set."""
     if home := environ.get("LLMSUP_HOME"):
         root = _absolute(home)
-        return Paths(root / "config", root / "state", root / "run", root / "logs")
+        return Paths(root / "config", root / "state", root / "run", root / "logs", root)
     xdg = platformdirs.PlatformDirs("llmsup", appauthor=False)
     state = xdg.user_state_path
     # Not in XDG_RUNTIME_DIR: that goes with the last login session, and the daemon stays.

@@ -27,6 +27,16 @@ Period = Annotated[
     ),
 ]
 
+LogSize = Annotated[
+    int,
+    Meta(
+        ge=64 * 1024,
+        le=2**40,
+        extra={"unit": "size"},
+        description='a size of 64KiB to 1TiB with a unit, such as "10MiB"',
+    ),
+]
+
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Layers = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -52,6 +62,14 @@ Variable = Annotated[
 ]
 HttpPath = Annotated[
     str, Meta(pattern=r"^/[!-~]*\Z", description='a path such as "/health", without spaces')
+]
+
+Origin = Annotated[
+    str,
+    Meta(
+        pattern=r"^(null|https?://[A-Za-z0-9.:\[\]_-]+)\Z",
+        description='the origin of a web page, such as "https://chat.example.com", without a path',
+    ),
 ]
 
 GpuLayers = Annotated[
@@ -156,6 +174,13 @@ class Route(Table, frozen=True, kw_only=True):
     aliases: tuple[ModelName, ...] = ()
 
 
+class Logs(Table, frozen=True):
+    """How large the log of each service and of the daemon grows, and how many older parts stay."""
+
+    max_size_bytes: LogSize = field(default=10 * 1024 * 1024, name="max_size")
+    keep: Annotated[int, Meta(ge=0, le=1000)] = 3
+
+
 class Models(Table, frozen=True):
     """Where model files are looked for: directories, or `package:NAME` of an installed package."""
 
@@ -168,6 +193,7 @@ class Gateway(Table, frozen=True):
     listen: Text = "127.0.0.1:8000"
     listen_without_api_keys: str | None = None
     api_keys_file: Text | None = None
+    allowed_origins: tuple[Origin, ...] = ()
     envoy: Text | None = None
     drain_timeout_s: Seconds = field(default=30.0, name="drain_timeout")
 
@@ -180,5 +206,6 @@ class Profile(Table, frozen=True):
     env_file: Text | None = None
     models: Models = Models()
     gateway: Gateway = Gateway()
+    logs: Logs = Logs()
     service: dict[Name, Service] = {}
     route: dict[ModelName, Route] = {}

@@ -1,10 +1,30 @@
-"""Durations as people write them: "250ms", "10s", "5m", "1h30m"."""
+"""Durations and sizes as people write them: "250ms", "10s", "1h30m"; "256MiB", "1.5GiB"."""
 
 import math
 import re
 
 _DURATION_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_SIZE_UNITS_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(B|KiB|MiB|GiB|TiB)")
+
+
+def parse_size_bytes(text: str) -> int:
+    """Bytes in `text`, a number with a unit; rounded down to whole ones.
+
+    Raises ValueError with what would be valid.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError('expected a size with a unit, such as "512KiB", "10MiB" or "1.5GiB"')
+    return int(float(match[1]) * _SIZE_UNITS_BYTES[match[2]])
+
+
+def size(size_bytes: int) -> str:
+    """`size_bytes` in the notation of the profile, in the largest unit that leaves no fraction."""
+    units = _SIZE_UNITS_BYTES.items()
+    factor, unit = max((factor, unit) for unit, factor in units if size_bytes % factor == 0)
+    return f"{size_bytes // factor}{unit}"
 
 
 def parse_duration_s(text: str) -> float:

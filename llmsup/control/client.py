@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,6 +79,7 @@ class Client:
 
     def _ask(self, method: str, path: str, body: Ask | None = None) -> Any:
         self._paths.require_short()
+        self._paths.require_own()
         connection = _UnixConnection(self._paths.control_socket, self._timeout_s)
         try:
             connection.connect()
@@ -91,6 +93,7 @@ class Client:
                 hint="set LLMSUP_HOME to a directory of your own",
             ) from None
         try:
+            connection.require_own_peer()
             content = None if body is None else json.dumps(body)
             connection.request(method, path, content, {"Connection": "close"})
             response = connection.getresponse()
@@ -144,7 +147,7 @@ def daemon_is_alive(paths: Paths) -> int | None:
     microseconds, so clients do not see each other.
     """
     try:
-        file = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -180,6 +183,17 @@ class _UnixConnection(http.client.HTTPConnection):
         except OSError:
             self.close()
             raise
+
+    def require_own_peer(self) -> None:
+        """Raise LlmsupError where another user listens on the socket."""
+        size = struct.calcsize("3i")
+        credentials = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        _pid, uid, _gid = struct.unpack("3i", credentials)
+        if uid != os.geteuid():
+            raise LlmsupError(
+                f"{self._path} is served by uid {uid}, not by you",
+                hint="set LLMSUP_HOME to a directory of your own",
+            )
 
 
 def _refusal(answer: Any) -> LlmsupError | None:

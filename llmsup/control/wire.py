@@ -10,7 +10,8 @@ class DaemonInfo(TypedDict):
     """The daemon itself.
 
     `profile_digest` is that of the profile's file when it was loaded, `overrides` what `--set`
-    said, `restarting` names the services that a restart has yet to come to.
+    said, `restarting` names the services that a restart has yet to come to. `troubles` are
+    sentences about what does not work just now although no service is down, such as a full disk.
     """
 
     pid: int
@@ -23,6 +24,7 @@ class DaemonInfo(TypedDict):
     mode: str
     stopping: bool
     restarting: list[str]
+    troubles: list[str]
 
 
 class GpuInfo(TypedDict):

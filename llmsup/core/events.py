@@ -57,11 +57,15 @@ class Spawned:
 
 @dataclass(frozen=True)
 class SpawnFailed:
-    """There is no process; `permanent` says that trying again unchanged is useless."""
+    """There is no process; `permanent` says that trying again unchanged is useless.
+
+    `shortage`: of descriptors, say. It is waited out, and is no death of the service.
+    """
 
     generation: int
     reason: str
     permanent: bool = False
+    shortage: bool = False
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ Rule = Callable[[Service, Any, float], Step]
 
 STOPPED_ON_REQUEST = "stopped on request"
 KILL_AGAIN_MIN_S = 1.0
+SHORTAGE_RETRY_S = 2.0
 
 
 # --- what can follow ----------------------------------------------------------------------------
@@ -133,7 +134,22 @@ def _give_up(service: Service) -> Step:
     return replace(service, state=State.FAILED, pid=None, timer_at=None, why=why), ()
 
 
+def _wait_out(service: Service, shortage: str, now: float) -> Step:
+    """Try again soon. Nothing was started and nothing died, so nothing is counted."""
+    waiting = replace(
+        service,
+        state=State.BACKOFF,
+        pid=None,
+        restarts=service.restarts - (1 if service.deaths else 0),
+        timer_at=now + SHORTAGE_RETRY_S,
+        why=shortage,
+    )
+    return waiting, ()
+
+
 def _die(service: Service, event: Exited | SpawnFailed, now: float) -> Step:
+    if isinstance(event, SpawnFailed) and event.shortage:
+        return _wait_out(service, event.reason, now)
     dead = _count_death(service, event.reason, now)
     return _give_up(dead) if event.permanent else _recover(dead, now)
 

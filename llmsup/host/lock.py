@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from llmsup.errors import LlmsupError
+from llmsup.host.private import open_private
 
 LOOK_PATIENCE_S = 0.3
 """`llmsup status` holds the lock shared for an instant, to see whether a daemon has it."""
@@ -32,7 +33,7 @@ class Lock:
     def acquire(cls, path: Path) -> "Lock":
         """Take the lock. Raises LlmsupError with the holder's pid where it is taken."""
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            file = open_private(path, os.O_RDWR)
         except OSError as error:
             raise LlmsupError(
                 f"cannot open the lock {path}: {error.strerror}",
@@ -49,8 +50,9 @@ class Lock:
                 )
             time.sleep(0.01)
         try:
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+            # Cut off last: a full disk does not give back the block of an emptied file.
+            pid = f"{os.getpid()}\n".encode()
+            os.ftruncate(file, os.pwrite(file, pid, 0))
         except OSError as error:
             raise LlmsupError(f"cannot write the lock {path}: {error.strerror}") from None
         return cls(file)

@@ -16,11 +16,14 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from llmsup.host.private import open_private
+
 LINE_MAX_CHARS = 4096
 _CHUNK_BYTES = 1024 * 1024
 _FALLOC_FL_COLLAPSE_RANGE = 0x08
 _LOCK_TIMEOUT_S = {fcntl.LOCK_EX: 0.1, fcntl.LOCK_SH: 2.0}
 _NO_COLLAPSE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _ESCAPE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]"  # colours, cursor movements
     r"|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles, links
@@ -41,14 +44,26 @@ def size_bytes(path: Path) -> int:
 
 
 def append(path: Path, line: str) -> None:
-    """Add a line of ours, with the time; a log that cannot be written costs the line only."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-    with suppress(OSError):
-        file = os.open(path, flags, 0o600)
-        try:
+    """Add a line of ours, with the time. Raises OSError where the log cannot be opened."""
+    file = open_private(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        with suppress(OSError):  # a full disk costs the line
             os.write(file, f"{line}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}\n".encode())
-        finally:
-            os.close(file)
+    finally:
+        os.close(file)
+
+
+def open_output(path: Path) -> int:
+    """The log, for a child to append to; /dev/null where it cannot be opened.
+
+    Raises OSError where nothing can be opened.
+    """
+    try:
+        return open_private(path, os.O_WRONLY | os.O_APPEND)
+    except OSError as error:
+        if error.errno in _SHORTAGE:
+            raise
+        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def rotate(path: Path, max_bytes: int, keep: int) -> None:
@@ -144,7 +159,13 @@ def _collapse(live: int, length: int) -> None:
 def _store(path: Path, live: int, start: int, length: int, keep: int) -> int:
     """Copy a range of the live file to `.1`, after the older parts moved up. Its descriptor."""
     copy = path.with_name(f"{path.name}.new")
-    stored = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    copy.unlink(missing_ok=True)
+    # What would be dropped goes first: on a full disk its place is the only one there is.
+    surplus = keep
+    while _part(path, surplus).exists():
+        _part(path, surplus).unlink()
+        surplus += 1
+    stored = open_private(copy, os.O_WRONLY | os.O_EXCL)
     try:
         _copy(live, stored, start, length)
         for number in range(keep - 1, 0, -1):
@@ -197,7 +218,7 @@ def _opened(path: Path, flags: int, lock: int) -> Iterator[int]:
     Nobody waits for long: a reader that is stopped while it reads must not stop rotation.
     """
     try:
-        file = os.open(path, flags | os.O_CLOEXEC)
+        file = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         yield -1
         return

@@ -54,7 +54,13 @@ def save(path: Path, memory: Memory) -> None:
     """
     content = msgspec.json.encode(memory)
     file = _File(VERSION, hashlib.sha256(content).hexdigest(), msgspec.Raw(content))
-    replace_file(path, path.with_suffix(".new"), msgspec.json.encode(file))
+    replace_file(path, _spare(path), msgspec.json.encode(file))
+
+
+def forget(path: Path) -> None:
+    """Remove the file. Raises OSError."""
+    _spare(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def load(path: Path, profile_path: str) -> Memory:
@@ -81,6 +87,10 @@ def _decode(content: bytes) -> Memory:
     if hashlib.sha256(bytes(file.memory)).hexdigest() != file.sha256:
         raise ValueError("its checksum is wrong")
     return msgspec.json.decode(file.memory, type=Memory)
+
+
+def _spare(path: Path) -> Path:
+    return path.with_suffix(".spare")
 
 
 def _set_aside(path: Path, error: Exception) -> None:

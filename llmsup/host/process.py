@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmsup.errors import LaunchError
-from llmsup.host import procfs
+from llmsup.host import logfile, procfs
 from llmsup.services.launch import Launch
 
 MARK = "LLMSUP_MARK"
@@ -30,6 +30,7 @@ _PASSING_ERRNOS = frozenset(
     | {errno.EDQUOT, errno.EROFS, errno.ESTALE}
     | {errno.EINTR, errno.ETXTBSY}
 )
+_SHORTAGES = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 _KILL_TIMEOUT_S = 5.0
 
 
@@ -70,12 +71,12 @@ class Process:
 
     @classmethod
     def spawn(cls, launch: Launch, *, log: Path, mark: str) -> "Process":
-        """Start `launch` in a session of its own, its output appended to `log`.
+        """Start `launch` in a session of its own, its output appended to `log` if that can be.
 
         Raises LaunchError, permanent where trying again without a change is useless.
         """
         try:
-            output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            output = logfile.open_output(log)
         except OSError as error:
             raise _launch_error(f"cannot write {log}", error) from None
         try:
@@ -233,8 +234,11 @@ def end_marked(prefix: str, grace_s: float) -> int:
 
 
 def carries_mark(pid: int, prefix: str) -> bool:
-    """Whether the mark in the process's environment starts with `prefix`."""
-    return _mark(pid).startswith(prefix)
+    """Whether it is a process of this user with a mark in its environment that starts so.
+
+    Root could read the marks that others put into theirs.
+    """
+    return _mark(pid).startswith(prefix) and procfs.real_uid(pid) == os.getuid()
 
 
 def _mark(pid: int) -> str:
@@ -318,6 +322,7 @@ def _launch_error(what: str, error: OSError | ValueError) -> LaunchError:
         f"{what}: {error.strerror}",
         hint=_HINTS.get(error.errno or 0, ""),
         permanent=error.errno not in _PASSING_ERRNOS,
+        shortage=error.errno in _SHORTAGES,
     )
 
 

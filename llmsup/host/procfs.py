@@ -9,6 +9,7 @@ PROC = Path("/proc")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _RCHAR = re.compile(rb"^rchar: (\d+)$", re.MULTILINE)
 _PEAK_RSS_KIB = re.compile(rb"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
+_REAL_UID = re.compile(rb"^Uid:\t(\d+)", re.MULTILINE)
 _RCHAR_STEP_BYTES = 64 * 1024
 
 
@@ -47,6 +48,12 @@ def group_and_session(pid: int) -> tuple[int, int]:
     """Process group and session; (0, 0) where the process has gone."""
     fields = _fields_after_name(pid)
     return (int(fields[2]), int(fields[3])) if fields else (0, 0)
+
+
+def real_uid(pid: int) -> int | None:
+    """Who started it, also where it is a set-uid program; None where the process has gone."""
+    found = _REAL_UID.search(read(pid, "status"))
+    return int(found[1]) if found else None
 
 
 def parent(pid: int) -> int:

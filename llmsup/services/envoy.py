@@ -68,7 +68,7 @@ class Layout:
 
     @property
     def temporary(self) -> Path:
-        """Where files are written before they are renamed; Envoy watches the other directories."""
+        """Where files are written before they take their places; Envoy watches those."""
         return self.directory / "tmp"
 
     @property

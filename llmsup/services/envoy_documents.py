@@ -21,6 +21,7 @@ class Documents:
     routes: Sequence[Route]
     listen: Endpoint
     api_keys: Sequence[str]
+    allowed_origins: Sequence[str] = ()
 
     def lists(self, upstream_lists: Mapping[str, UpstreamList]) -> Iterator[tuple[Path, Build]]:
         """One upstream list for each route."""
@@ -30,9 +31,9 @@ class Documents:
 
     def tables(self, not_ready: Sequence[str]) -> Iterator[tuple[Path, Build]]:
         """The others. They are written after the lists: a cluster without one stays rejected."""
-        layout, keys = self.layout, self.api_keys
+        layout, keys, origins = self.layout, self.api_keys, self.allowed_origins
         yield layout.clusters, partial(envoy_clusters.clusters, layout, self.routes)
-        yield layout.routes, partial(route_table, self.routes, keys, not_ready)
+        yield layout.routes, partial(route_table, self.routes, keys, not_ready, origins)
         yield (
             layout.listeners,
             partial(envoy_listener.listeners, layout, self.listen, needs_key=bool(keys)),

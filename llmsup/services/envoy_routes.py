@@ -21,6 +21,7 @@ from llmsup.services.envoy_errors import (
     literal,
     retry_after,
 )
+from llmsup.services.envoy_origins import REFUSAL, of_strangers
 
 RETRY_UNSENT = "connect-failure,refused-stream,reset-before-request"
 RETRY_UNANSWERED = f"{RETRY_UNSENT},reset"
@@ -43,7 +44,10 @@ CONTROLLING = r"/v1/stream.*|/v1/chat/completions/control(/.*)?"
 
 
 def route_table(
-    routes: Sequence[Route], api_keys: Sequence[str], not_ready: Sequence[str]
+    routes: Sequence[Route],
+    api_keys: Sequence[str],
+    not_ready: Sequence[str],
+    allowed_origins: Sequence[str] = (),
 ) -> Document:
     """RDS. `not_ready` names the wanted services that are not ready, for `/health`."""
     host: Document = {
@@ -52,6 +56,7 @@ def route_table(
         "routes": [
             _open(_says("alive", {"path": ALIVE_PATH}, 200, {"status": "alive"}), api_keys),
             _open(_health(not_ready), api_keys),
+            _says("origin", of_strangers(allowed_origins), 403, REFUSAL),
             _nowhere("not exposed", {"safe_regex": {"regex": CONTROLLING}}),
             *_models(routes),
             *_problems(),

@@ -102,13 +102,15 @@ class Stack:
         routes: tuple[Route, ...] = ROUTES,
         api_keys: tuple[str, ...] = (),
         port: int | None = None,
+        allowed_origins: tuple[str, ...] = (),
     ) -> None:
         # A space in the path, because a home may have one.
         self.directory = Path(tempfile.mkdtemp(prefix="llmsup run "))
         self.log = self.directory / "output.log"
         self.port = port or free_port()
         self.layout = Layout(self.directory / "gateway")
-        self.gateway = Gateway(self.layout.directory, routes, ("127.0.0.1", self.port), api_keys)
+        listen = ("127.0.0.1", self.port)
+        self.gateway = Gateway(self.layout.directory, routes, listen, api_keys, allowed_origins)
         self.loop = asyncio.new_event_loop()
         self.stubs: dict[str, Stub] = {}
         self.processes: list[Process] = []

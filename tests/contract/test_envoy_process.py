@@ -165,6 +165,32 @@ def test_without_a_key_it_is_401(locked: Stack, path: str, headers: dict[str, st
     }
 
 
+@pytest.mark.parametrize("second", ["sk-bob", "sk-mallory"])
+def test_the_service_sees_neither_of_two_keys(locked: Stack, second: str) -> None:
+    response = locked.ask(headers={"authorization": "Bearer sk-alice", "x-api-key": second})
+
+    assert response.status_code == 200
+    assert not {"authorization", "x-api-key"} & response.json()["stub"]["headers"].keys()
+
+
+def test_a_second_key_does_not_make_up_for_a_wrong_first(locked: Stack) -> None:
+    headers = {"authorization": "Bearer sk-mallory", "x-api-key": "sk-alice"}
+
+    assert locked.ask(headers=headers).status_code == 401
+
+
+def test_missing_and_wrong_keys_are_told_the_same(locked: Stack) -> None:
+    """Byte by byte, whatever was asked: nothing is learned about keys, models or paths."""
+    answers = set()
+    for headers in ({}, {"x-api-key": "sk-mallory"}, {"authorization": "Bearer sk-alic"}):
+        for path in ("/v1/chat/completions", "/v1/models", "/nowhere"):
+            for model in ("chat-7b", "unknown"):
+                response = locked.ask(model, path=path, headers=headers)
+                told = {k: v for k, v in response.headers.items() if k != "date"}
+                answers.add((response.status_code, str(sorted(told.items())), response.content))
+    assert len(answers) == 1
+
+
 def test_health_needs_no_key(locked: Stack) -> None:
     assert locked.client.get("/health").status_code == 200
     assert locked.client.get(ALIVE_PATH).status_code == 200

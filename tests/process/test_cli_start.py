@@ -7,6 +7,7 @@ import pytest
 
 from llmsup.config.files import digest
 from llmsup.host import ports
+from tests.disk import small_disk
 from tests.fake_daemon import FakeStack, service, serving
 from tests.home import Home, free_ports, stub, wait_until
 from tests.process.test_cli_status import running
@@ -176,7 +177,7 @@ def test_a_daemon_that_ends_at_once_is_an_error_in_its_words(home: Home) -> None
     assert result.returncode == 1
     assert result.stderr == (
         "error: the daemon ended at once: cannot open the lock "
-        f"{home.paths.lock}: Too many levels of symbolic links\n"
+        f"{home.paths.lock}: it is a symbolic link\n"
         "hint: it must be a plain file of yours; remove what is there\n"
     )
 
@@ -194,17 +195,20 @@ def test_a_log_level_that_is_none_is_refused_before_there_is_a_daemon(home: Home
     assert not home.paths.daemon_log.exists()
 
 
-def test_a_full_disk_is_named(home: Home) -> None:
-    home.write(home.command("chat", ["sleep", "600"]))
-    home.paths.create()
-    home.paths.daemon_log.symlink_to("/dev/full")
+def test_a_full_disk_is_named() -> None:
+    with small_disk("tmpfs", size_mib=1) as disk:
+        home = Home(disk.path)
+        home.write(home.command("chat", ["sleep", "600"]))
+        home.paths.create()
+        disk.fill()
 
-    result = home.cli("start", str(home.profile))
+        result = home.cli("start", str(home.profile))
 
-    assert result.returncode == 1
-    assert result.stderr.startswith(
-        f"error: cannot write {home.paths.daemon_log}: No space left on device\nhint: "
-    )
+        assert result.returncode == 1
+        assert result.stderr.startswith(
+            f"error: cannot write {home.paths.daemon_log}: No space left on device\nhint: make room"
+        )
+        assert home.daemon_pid() is None
 
 
 @pytest.mark.parametrize("options", [[], ["--foreground"]])

@@ -313,12 +313,20 @@ def test_what_can_never_start_is_a_permanent_failure(case: str, tmp_path: Path) 
     assert ("in " + str(launch.cwd) in caught.value.message) == (case == "no cwd")
 
 
-def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    log = tmp_path / "missing" / "log"
-    with pytest.raises(LaunchError, match=f"cannot write {log}: No such file") as caught:
-        Process.spawn(launch_of("true"), log=log, mark="test:")
+def test_a_log_that_cannot_be_opened_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "directory").mkdir()
+    for log in ("missing/log", "pipe", "link", "directory"):
 
-    assert caught.value.permanent
+        async def scenario(log: Path = tmp_path / log) -> None:
+            process = Process.spawn(launch_of("echo"), log=log, mark="test:")
+            exited: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+            process.watch(exited.set_result)
+            assert (await asyncio.wait_for(exited, 5)).clean
+
+        asyncio.run(scenario())
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_no_descriptor_left_is_a_passing_failure(tmp_path: Path) -> None:
@@ -344,6 +352,7 @@ def test_no_descriptor_left_is_a_passing_failure(tmp_path: Path) -> None:
 
     assert failures
     assert not any(error.permanent for error in failures)
+    assert all(error.shortage for error in failures)
     assert all(error.hint for error in failures)
     assert descriptors() == before
 

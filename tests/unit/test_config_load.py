@@ -395,3 +395,34 @@ def test_the_gateway_s_keys_are_read_from_beside_the_profile(home: Path) -> None
     assert result.api_keys == ("alpha",)
     assert result.profile.gateway.api_keys_file == str(keys)
     assert "alpha" not in repr(result)
+
+
+def test_limits_of_logs_carry_units(home: Path) -> None:
+    limits = loaded(home, GOOD + '[logs]\nmax_size = "1.5MiB"\nkeep = 0\n').profile.logs
+    assert (limits.max_size_bytes, limits.keep) == (3 * 2**19, 0)
+    defaults = loaded(home, GOOD).profile.logs
+    assert (defaults.max_size_bytes, defaults.keep) == (10 * 2**20, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "words"),
+    [
+        ("max_size = 10", "logs.max_size", "a size of 64KiB to 1TiB with a unit"),
+        ('max_size = "10MB"', "logs.max_size", "expected a size with a unit"),
+        ('max_size = "1KiB"', "logs.max_size", "a size of 64KiB to 1TiB with a unit"),
+        ("keep = -1", "logs.keep", "-1"),
+        ("kep = 1", "logs.kep", 'did you mean "keep"'),
+    ],
+)
+def test_limits_of_logs_that_make_no_sense_are_refused(
+    home: Path, line: str, key: str, words: str
+) -> None:
+    assert words in problems(home, f"{GOOD}[logs]\n{line}\n")[key]
+
+
+@pytest.mark.parametrize(
+    "origin", ["chat.example.com", "https://chat.example.com/", "https://a b", "*", "app://x", ""]
+)
+def test_what_is_no_origin_of_a_page_is_refused(home: Path, origin: str) -> None:
+    text = f'{GOOD}[gateway]\nallowed_origins = ["null", "http://[::1]:3000", "{origin}"]\n'
+    assert "the origin of a web page" in problems(home, text)["gateway.allowed_origins[2]"]

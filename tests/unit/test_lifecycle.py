@@ -32,7 +32,7 @@ from llmsup.core.events import (
     Terminate,
     TimerElapsed,
 )
-from llmsup.core.lifecycle import RULES, step
+from llmsup.core.lifecycle import RULES, SHORTAGE_RETRY_S, step
 from llmsup.core.service import ALIVE, Policy, Service, State, Want
 
 POLICY = Policy(
@@ -280,6 +280,22 @@ def test_a_permanent_cause_fails_at_once_without_a_retry() -> None:
     assert service.why == "no such file; not tried again before llmsup start"
     service, actions = step(service, StartAsked(), 9.0)
     assert (service.state, actions) == (State.STARTING, (Spawn(2),))
+
+
+def test_a_shortage_is_waited_out_and_is_no_death() -> None:
+    """Given more failed spawns than a crash loop has, the next try is as soon as the first."""
+    service, now = after((0.0, StartAsked()), (1.0, Exited(1, "killed"))), 1.0
+    assert (service.restarts, service.deaths) == (1, (1.0,))
+    for _ in range(POLICY.restart.max_deaths + 2):
+        short = SpawnFailed(service.generation, "Too many open files", shortage=True)
+        service, actions = step(service, short, now)
+        assert (service.state, service.deaths, actions) == (State.BACKOFF, (1.0,), ())
+        assert service.why == "Too many open files"
+        assert service.timer_at == now + SHORTAGE_RETRY_S
+        now += SHORTAGE_RETRY_S
+        service, actions = step(service, TimerElapsed(now), now)
+        assert (service.state, actions) == (State.STARTING, (Spawn(service.generation),))
+    assert service.restarts == 1
 
 
 def test_a_clean_exit_ends_a_job_whose_policy_allows_it() -> None:

@@ -237,3 +237,16 @@ def test_ages(seconds: float, text: str) -> None:
 )
 def test_counts(number: int, noun: str, text: str) -> None:
     assert render.count(number, noun) == text
+
+
+def test_troubles_stand_below_the_table() -> None:
+    full = snapshot(service("chat"))
+    full["daemon"]["troubles"] = ["events are lost: No space left", "a\x1b[31mb: c"]
+    lines = render.status(full).splitlines()
+    assert lines[-3:] == ["", "warning: events are lost: No space left", "warning: a [31mb: c"]
+
+
+def test_a_daemon_that_knows_no_troubles_is_shown() -> None:
+    old = snapshot(service("chat"))
+    del old["daemon"]["troubles"]  # type: ignore[misc]
+    assert "warning" not in render.status(old)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsup.config.units import duration, parse_duration_s
+from llmsup.config.units import duration, parse_duration_s, parse_size_bytes, size
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,25 @@ def test_what_is_written_can_be_read_again_and_is_nearly_the_same(seconds: float
 def test_no_text_does_more_than_be_refused(text: str) -> None:
     with suppress(ValueError):
         assert parse_duration_s(text) >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [("512KiB", 512 * 1024), ("10MiB", 10 * 2**20), ("1.5GiB", 3 * 2**29), ("1TiB", 2**40)],
+)
+def test_a_size_is_read_with_its_unit(text: str, size_bytes: int) -> None:
+    assert parse_size_bytes(text) == size_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10", "MiB", "10MB", "10 MiB", "-1MiB", "1e3MiB", "10mib", "inf", "9" * 400 + "B"]
+)
+def test_a_size_of_another_kind_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a size with a unit"):
+        parse_size_bytes(text)
+
+
+@given(st.integers(0, 2**53))
+def test_a_size_is_written_as_it_is_read(size_bytes: int) -> None:
+    with suppress(ValueError):  # more digits than anybody would write
+        assert parse_size_bytes(size(size_bytes)) == size_bytes
