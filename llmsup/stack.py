@@ -17,12 +17,14 @@ from llmsup.control.wire import Answer, Status, UpstreamsInfo
 from llmsup.core.routing import Endpoint, Member, UpstreamList, effective_routes
 from llmsup.core.service import Service, State, Want
 from llmsup.errors import UsageError
+from llmsup.evidence import Evidence
 from llmsup.gateway import Gateway
 from llmsup.host import memory
 from llmsup.host.journal import Journal
 from llmsup.host.leftovers import home_mark
 from llmsup.host.process import end_marked, find
 from llmsup.host.rotation import Rotated, keep_rotated
+from llmsup.inquest import Findings
 from llmsup.snapshot import service_info
 from llmsup.supervisor import Supervisor
 from llmsup.units import GATEWAY, build, wanted
@@ -48,6 +50,7 @@ class Stack:
         self._wanted = wanted(profile)
         self._routes = effective_routes(profile)
         self._journal = Journal(paths.events)
+        self._evidence = Evidence(paths.crashes, secrets=lambda: loaded.api_keys)
         self._last_error = ""
         self.gateway = Gateway(
             paths.gateway,
@@ -61,6 +64,7 @@ class Stack:
             build(profile, paths, environ, last_ports),
             self._memory,
             on_change=self._note_change,
+            on_death=self._note_death,
             drain_requests=self._drain_requests,
         )
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
@@ -300,6 +304,19 @@ class Stack:
         )
         if after.name == GATEWAY and after.state is State.READY:
             self.gateway.wake()
+
+    def _note_death(self, findings: Findings) -> None:
+        death = findings.death
+        self._journal.write(
+            "death",
+            service=findings.unit.name,
+            generation=death.generation,
+            cause=death.cause.value,
+            lived_s=findings.lived_s,
+            next=findings.next_step,
+            why=death.reason,
+        )
+        self._evidence.keep(findings)
 
     def _publish(self) -> None:
         if self._unsettled:

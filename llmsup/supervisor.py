@@ -8,13 +8,15 @@ from llmsup.attendance import Unit
 from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, StopAsked
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.host.memory import Remembered
+from llmsup.inquest import OnDeath
 from llmsup.keeper import Change, DrainRequests, Keeper
 
 
 class Supervisor:
     """The services of one stack, each with its keeper.
 
-    `on_change(before, after)` is told of every changed Service, on the event loop.
+    `on_change(before, after)` is told of every changed Service, on the event loop; `on_death` of
+    each death, after what follows it.
     """
 
     def __init__(
@@ -23,6 +25,7 @@ class Supervisor:
         remembered: Mapping[str, Remembered],
         *,
         on_change: Change,
+        on_death: OnDeath,
         drain_requests: DrainRequests,
     ) -> None:
         self._on_change = on_change
@@ -33,6 +36,7 @@ class Supervisor:
                 unit,
                 remembered.get(unit.name),
                 on_change=self._note_change,
+                on_death=on_death,
                 drain_requests=drain_requests,
             )
             for unit in units

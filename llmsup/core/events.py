@@ -5,6 +5,8 @@ An event or action about a process carries its generation: the number of the spa
 
 from dataclasses import dataclass
 
+from llmsup.core.diagnosis import Cause
+
 # --- events -------------------------------------------------------------------------------------
 
 
@@ -62,6 +64,7 @@ class SpawnFailed:
     generation: int
     reason: str
     permanent: bool = False
+    cause: Cause = Cause.LAUNCH
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Exited:
     reason: str
     clean: bool = False
     permanent: bool = False
+    cause: Cause = Cause.UNKNOWN
 
 
 @dataclass(frozen=True)
