@@ -22,8 +22,6 @@ from llmsup.services.launch import Launch
 
 log = logging.getLogger(__name__)
 
-DEATH_FILE = "death.json"
-OUTPUT_FILE = "output.log"
 KEPT = 10
 OUTPUT_LINES = 200
 OUTPUT_MAX_BYTES = 256 * 1024
@@ -73,8 +71,8 @@ class Evidence:
         info = json.dumps(_struck(_death_info(findings, self._gpu()), secrets), indent=2)
         output = "".join(f"{_without(line, secrets)}\n" for line in _output(findings))
         return {
-            DEATH_FILE: f"{info}\n".encode(errors="replace"),
-            OUTPUT_FILE: output.encode(errors="replace"),
+            bundles.DEATH: f"{info}\n".encode(errors="replace"),
+            bundles.OUTPUT: output.encode(errors="replace"),
         }
 
     def _say(self, trouble: str) -> None:

@@ -90,14 +90,14 @@ def services(
 
     lines = _table(
         [_SERVICE_COLUMNS[column] for column in shown],
-        [tuple(_cut(row[column], limits.get(column)) for column in shown) for row in rows],
+        [tuple(cut(row[column], limits.get(column)) for column in shown) for row in rows],
         paint if colour else _plain,
     )
     if colour:
         lines[0] = _painted(lines[0], _BOLD)
     why_width = limits.get(_WHY) if _WHY in shown else 0
-    cut = [f"{row[0]}: {row[_WHY]}" for row in rows if _cut(row[_WHY], why_width) != row[_WHY]]
-    return "\n".join([*lines, "", *cut] if cut else lines)
+    rest = [f"{row[0]}: {row[_WHY]}" for row in rows if cut(row[_WHY], why_width) != row[_WHY]]
+    return "\n".join([*lines, "", *rest] if rest else lines)
 
 
 def upstreams(infos: Sequence[UpstreamsInfo]) -> str:
@@ -119,7 +119,7 @@ def event(info: EventInfo, zone: tzinfo | None = None, *, width: int = 0) -> str
     moment = _moment(info, zone)
     stamp = f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03d}"
     name = f"{subject(info):<{width}}"
-    return GAP.join(part for part in (stamp, name, _news(info), _cleaned(_why(info))) if part)
+    return GAP.join(part for part in (stamp, name, _news(info), cleaned(_why(info))) if part)
 
 
 def day(info: EventInfo, zone: tzinfo | None = None) -> str:
@@ -139,7 +139,7 @@ def changes(before: Mapping[str, str], infos: Sequence[ServiceInfo], elapsed_s: 
     for info in infos:
         if before.get(info["service"]) != info["state"]:
             name = f"{info['service']:<{name_width}}"
-            parts = (name, f"{info['state']:<8}", f"{elapsed_s:6.1f}s", _cleaned(info["why"]))
+            parts = (name, f"{info['state']:<8}", f"{elapsed_s:6.1f}s", cleaned(info["why"]))
             lines.append(GAP.join(parts).rstrip())
     return lines
 
@@ -167,6 +167,18 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"
 
 
+def cut(cell: str, limit: int | None) -> str:
+    """A text of at most `limit` characters; None: as it is."""
+    if limit is None or len(cell) <= limit:
+        return cell
+    return f"{cell[: limit - 1]}…" if limit else ""
+
+
+def cleaned(text: str) -> str:
+    """Without control characters: a reason may quote what a process wrote to its log."""
+    return "".join(char if char.isprintable() else " " for char in text).strip()
+
+
 # --- inside -------------------------------------------------------------------------------------
 
 
@@ -182,7 +194,7 @@ def _service_row(info: ServiceInfo) -> tuple[str, ...]:
         "-" if port is None else str(port),
         str(info["restarts"]),
         "-" if uptime_s is None else age(uptime_s),
-        _cleaned(info["why"]),
+        cleaned(info["why"]),
     )
 
 
@@ -212,12 +224,6 @@ def _layout(
             spare -= grown - limits[column]
             limits[column] = grown
     return shown, limits
-
-
-def _cut(cell: str, limit: int | None) -> str:
-    if limit is None or len(cell) <= limit:
-        return cell
-    return f"{cell[: limit - 1]}…" if limit else ""
 
 
 def _table(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], paint: Paint) -> list[str]:
@@ -262,18 +268,16 @@ def _news(info: EventInfo) -> str:
         return f"{before} → {state}" if before else state
     if "upstreams" in info:
         return f"upstreams: {_listed(info['upstreams'])}"
+    if info["event"] == "death":
+        return f"death of generation {info.get('generation', '?')}"
     return "" if info["event"] == "daemon" else info["event"]
 
 
 def _why(info: EventInfo) -> str:
     if "elapsed_ms" in info:
         return f"(confirmed in {info['elapsed_ms']:.1f} ms)"
-    return info.get("why", "")
-
-
-def _cleaned(text: str) -> str:
-    """Without control characters: a reason may quote what a process wrote to its log."""
-    return "".join(char if char.isprintable() else " " for char in text).strip()
+    parts = (info.get("why", ""), info.get("next", ""))
+    return "; ".join(part for part in parts if part)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -107,6 +107,13 @@ class DeathInfo(TypedDict):
     gpu: GpuInfo | None
 
 
+class KeptDeath(DeathInfo):
+    """A death in `why --json`: its bundle's directory, and the output that is kept there."""
+
+    bundle: str
+    output: list[str]
+
+
 class RouteInfo(TypedDict):
     """One route and the services that its published upstream list names, in order."""
 

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+DEATH = "death.json"
+OUTPUT = "output.log"
+"""The files of a bundle: `DeathInfo` of control.wire, and what the process said last."""
+
 
 @dataclass(frozen=True)
 class Bundle:
