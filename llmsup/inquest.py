@@ -6,7 +6,7 @@ Nothing is written here, and what costs time is left to whoever is told: a death
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmsup.attendance import Unit
@@ -18,6 +18,7 @@ from llmsup.host.cgroup import GroupMemory
 from llmsup.host.process import ExitStatus
 from llmsup.services.launch import Launch
 
+FIRST_SAMPLE_S = 1.0
 SAMPLE_PERIOD_S = 5.0
 """What the kernel killed more than two of these before a death is not the cause of it."""
 
@@ -26,7 +27,8 @@ SAMPLE_PERIOD_S = 5.0
 class Sample:
     """The memory of a process as it was last looked at, and what the kernel had killed till then.
 
-    `group` is None where no control group counts its memory.
+    `group` is None where no control group counts its memory; a process that has just been started
+    does not tell its own yet: 0.
     """
 
     resident_bytes: int = 0
@@ -92,13 +94,16 @@ class Inquest:
         life.pid = pid
         life.born_at = time.monotonic() - (procfs.age_s(pid) if log_start is None else 0.0)
         life.log_start = log_start
-        life.older = life.memory = self._look(pid)
+        now = _look(pid)
+        life.older = life.memory = now if log_start is None else replace(now, resident_bytes=0)
 
     async def keep_looking(self) -> None:
         """Look at the memory of the process from time to time, until cancelled."""
+        pause_s = FIRST_SAMPLE_S
         while self._life.pid is not None:
-            await asyncio.sleep(SAMPLE_PERIOD_S)
-            self._life.older, self._life.memory = self._life.memory, self._look(self._life.pid)
+            await asyncio.sleep(pause_s)
+            self._life.older, self._life.memory = self._life.memory, _look(self._life.pid)
+            pause_s = SAMPLE_PERIOD_S
 
     def note_exit(self, status: ExitStatus) -> OomKills:
         """The process has ended; returns what the kernel killed for memory shortly before."""
@@ -139,10 +144,9 @@ class Inquest:
             memory=life.memory,
         )
 
-    def _look(self, pid: int) -> Sample:
-        group = cgroup.memory_group(pid)
-        return Sample(
-            procfs.resident_bytes(pid),
-            cgroup.memory(group) if group else None,
-            procfs.oom_kills(),
-        )
+
+def _look(pid: int) -> Sample:
+    group = cgroup.memory_group(pid)
+    return Sample(
+        procfs.resident_bytes(pid), cgroup.memory(group) if group else None, procfs.oom_kills()
+    )

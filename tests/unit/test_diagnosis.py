@@ -407,11 +407,11 @@ def test_every_permanent_cause_and_every_lack_of_memory_says_what_helps() -> Non
 
 WORDS = st.sampled_from(
     [
-        "failed to open ", "(No such file or directory)", "error: ", "invalid argument: ", " buffer",
+        "failed to open ", "(No such file or directory)", "error: ", "invalid argument: ",
         "unable to allocate ", "failed to allocate ", "CUDA error: ", "GGML_ASSERT(", "port: ",
         "65536", "99999999999999", "address already in use", "couldn't bind HTTP server socket",
-        "0.00.1 E ", "cleaning up before exit", "error while loading shared libraries: ", "\x1b[31m",
-        "gguf_init_from_reader", "é", "\u2028", "'", ", ",
+        "0.00.1 E ", "cleaning up before exit", "error while loading shared libraries: ",
+        " buffer", "\x1b[31m", "gguf_init_from_reader", "é", "\u2028", "'", ", ",
     ]
 )  # fmt: skip
 LINES = st.lists(st.text(max_size=300) | st.lists(WORDS, max_size=8).map("".join), max_size=80)
