@@ -27,7 +27,7 @@ def account(
 
     `info` is None while no daemon keeps the service.
     """
-    head = _wrapped(_present(service, info), "", width)
+    head = _wrapped(_present(service, info, deaths), "", width)
     if not kept:
         return "\n".join([*head, f"no death of {service} is kept"])
     blocks = [_block(death, width, colour, zone) for death in deaths]
@@ -36,7 +36,7 @@ def account(
     return "\n\n".join("\n".join(block) for block in (head, *blocks))
 
 
-def _present(service: str, info: ServiceInfo | None) -> str:
+def _present(service: str, info: ServiceInfo | None, deaths: Sequence[KeptDeath]) -> str:
     if info is None:
         return f"{service}: no daemon keeps it at present"
     details = [f"generation {info['generation']}"]
@@ -44,8 +44,10 @@ def _present(service: str, info: ServiceInfo | None) -> str:
         details.append(f"pid {info['pid']}")
     if info["uptime_s"] is not None:
         details.append(f"up {render.age(info['uptime_s'])}")
-    why = f": {render.cleaned(info['why'])}" if info["why"] else ""
-    return f"{service} is {info['state']} ({', '.join(details)}){why}"
+    # What the last death was is told below.
+    last = deaths[0]["reason"] if deaths else ""
+    why = render.cleaned(info["why"].removeprefix(last).removeprefix("; "))
+    return f"{service} is {info['state']} ({', '.join(details)})" + (f": {why}" if why else "")
 
 
 def _block(death: KeptDeath, width: int | None, colour: bool, zone: tzinfo | None) -> list[str]:
@@ -72,25 +74,26 @@ def _lived(death: KeptDeath) -> str:
     lived_s = death["lived_s"]
     if lived_s is None:
         return f"not at all (generation {death['generation']})"
-    age = f"{lived_s:.1f}s" if lived_s < 10 else render.age(lived_s)
-    return f"{age} (generation {death['generation']})"
+    return f"{render.span(lived_s)} (generation {death['generation']})"
 
 
 def _memory(memory: MemoryInfo) -> str:
     parts = []
     if memory["process_bytes"] is not None:
-        parts.append(f"{render.mebibytes(memory['process_bytes'])} its own")
+        parts.append(f"{_size(memory['process_bytes'])} its own")
     if memory["group_max_bytes"] is not None and memory["group_bytes"] is not None:
-        parts.append(
-            f"{render.mebibytes(memory['group_bytes'])} of "
-            f"{render.mebibytes(memory['group_max_bytes'])} used by its control group"
-        )
+        used, limit = _size(memory["group_bytes"]), _size(memory["group_max_bytes"])
+        parts.append(f"{used} of {limit} used by its control group")
     if memory["total_bytes"]:
-        parts.append(
-            f"{render.mebibytes(memory['available_bytes'])} of "
-            f"{render.mebibytes(memory['total_bytes'])} left on the machine"
-        )
+        left, total = _size(memory["available_bytes"]), _size(memory["total_bytes"])
+        parts.append(f"{left} of {total} left on the machine")
     return " · ".join(parts)
+
+
+def _size(size_bytes: int) -> str:
+    """Memory of a machine: "173 MiB", "23.5 GiB"."""
+    gibibytes = size_bytes / 2**30
+    return f"{gibibytes:.1f} GiB" if gibibytes >= 1 else render.mebibytes(size_bytes)
 
 
 def _gpu(gpu: GpuInfo | None) -> str:

@@ -156,6 +156,11 @@ def age(seconds: float) -> str:
     return f"{rest}s"
 
 
+def span(seconds: float) -> str:
+    """A time span like `age`; a short one with tenths of seconds: "0.4s"."""
+    return f"{seconds:.1f}s" if seconds < 10 else age(seconds)
+
+
 def mebibytes(size_bytes: int) -> str:
     """A size as GPU tools show it: "1945 MiB"."""
     return f"{size_bytes / 2**20:.0f} MiB"
@@ -269,15 +274,18 @@ def _news(info: EventInfo) -> str:
     if "upstreams" in info:
         return f"upstreams: {_listed(info['upstreams'])}"
     if info["event"] == "death":
-        return f"death of generation {info.get('generation', '?')}"
+        lived_s = info.get("lived_s")
+        after = "" if lived_s is None else f" after {span(lived_s)}"
+        return f"death of generation {info.get('generation', '?')}{after}"
     return "" if info["event"] == "daemon" else info["event"]
 
 
 def _why(info: EventInfo) -> str:
     if "elapsed_ms" in info:
         return f"(confirmed in {info['elapsed_ms']:.1f} ms)"
-    parts = (info.get("why", ""), info.get("next", ""))
-    return "; ".join(part for part in parts if part)
+    if info["event"] == "death":  # its reason stands in the change of state beside it
+        return f"{info.get('cause', '')}; {info.get('next', '')}"
+    return info.get("why", "")
 
 
 def _listed(names: Sequence[str]) -> str:

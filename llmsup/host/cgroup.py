@@ -27,7 +27,8 @@ def memory_group(pid: int, root: Path = ROOT) -> Path | None:
     """The directory that counts the memory of a process; None where none does, or it has gone."""
     groups = {}
     for line in procfs.read(pid, "cgroup").decode(errors="replace").splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         for controller in controllers.split(","):
             groups[controller] = path.lstrip("/")
     candidates = []
