@@ -8,18 +8,19 @@ Between the death of a process and the next execve there is no await.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 
 from llmsup.attendance import Attendance, Unit
 from llmsup.core import events, lifecycle
-from llmsup.core.diagnosis import KILLING, Ending, diagnose
+from llmsup.core.diagnosis import KILLING, Cause, Diagnosis, Ending, diagnose, with_holder
 from llmsup.core.events import Action, Event
 from llmsup.core.service import Service, State
 from llmsup.errors import LaunchError
-from llmsup.host import cgroup, logfile, ports
+from llmsup.host import logfile, ports
 from llmsup.host.memory import Remembered
 from llmsup.host.process import ExitStatus, Found, Process, end_marked
+from llmsup.inquest import Inquest, OnDeath
 from llmsup.services.launch import Launch
 from llmsup.troubles import Troubles
 
@@ -29,6 +30,7 @@ PORT_RELEASE_TIMEOUT_S = 1.0
 PORT_LOOK_PERIOD_S = 0.01
 STRAY_GRACE_S = 1.0
 LAST_LINES = 200
+LAST_BYTES = 64 * 1024
 
 Change = Callable[[Service, Service], None]
 """Told (before, after) once a step changed the service, before its actions are performed."""
@@ -46,19 +48,21 @@ class Keeper:
         remembered: Remembered | None,
         *,
         on_change: Change,
+        on_death: OnDeath,
         drain_requests: DrainRequests,
         troubles: Troubles,
     ) -> None:
         self.unit = unit
         self.service = _restored(unit, remembered)
         self._on_change = on_change
+        self._on_death = on_death
         self._drain_requests = drain_requests
         self._troubles = troubles
         self._loop = asyncio.get_running_loop()
         self._mailbox: deque[Event] = deque()
         self._is_stepping = False
         self._process: Process | None = None
-        self._oom_kills_before = 0
+        self._inquest = Inquest(unit)
         self._timer: asyncio.TimerHandle | None = None
         self._attendants: set[asyncio.Task[None]] = set()
         self._sweeps: set[asyncio.Task[None]] = set()
@@ -92,9 +96,12 @@ class Keeper:
         if process is None:
             return None
         self.post(events.Adopted(found.generation, found.pid))
+        is_current = found.digest == launch.digest
+        self._inquest.note_launch(launch if is_current else None)
+        self._inquest.note_process(process.pid, None)
         offset = logfile.size_bytes(self.unit.log)
         self._attend_to(process, found.generation, launch, offset)
-        return found.digest == launch.digest
+        return is_current
 
     def disown(self) -> None:
         """Let go of the process, which lives on for the next daemon to adopt."""
@@ -111,8 +118,9 @@ class Keeper:
             await asyncio.wait(self._sweeps)
 
     def _step(self, event: Event) -> None:
-        before = self.service
-        self.service, actions = lifecycle.step(before, event, self._loop.time())
+        before, now = self.service, self._loop.time()
+        self.service, actions = lifecycle.step(before, event, now)
+        findings = self._inquest.follow(before, self.service, now)
         self._set_timer()
         try:
             if self.service != before:
@@ -120,6 +128,8 @@ class Keeper:
         finally:
             for action in actions:
                 self._perform(action)
+            if findings is not None:
+                self._on_death(findings)
 
     def _set_timer(self) -> None:
         at = self.service.timer_at
@@ -153,9 +163,11 @@ class Keeper:
 
     def _spawn(self, generation: int) -> None:
         self._dismiss()
+        self._inquest.note_launch(None)
         try:
             launch = self.unit.launch()
-            if _held_port(launch) is None:
+            self._inquest.note_launch(launch)
+            if _holder(launch.ports) is None:
                 self._spawn_now(generation, launch)
             else:
                 self._attend(self._spawn_when_free(generation, launch))
@@ -170,6 +182,7 @@ class Keeper:
         offset = logfile.size_bytes(self.unit.log)
         mark = self.unit.generation_mark(generation)
         process = Process.spawn(launch, log=self.unit.log, mark=mark)
+        self._inquest.note_process(process.pid, offset)
         self.post(events.Spawned(generation, process.pid))
         self._attend_to(process, generation, launch, offset)
 
@@ -177,27 +190,28 @@ class Keeper:
         self, process: Process, generation: int, launch: Launch, log_offset: int
     ) -> None:
         def on_exit(status: ExitStatus) -> None:
-            self._note_exit(generation, status, log_offset)
+            self._note_exit(generation, launch, status, log_offset)
 
         self._process = process
-        self._oom_kills_before = cgroup.oom_kills()
         process.watch(on_exit)
         attendance = Attendance(
             self.unit, generation, launch, process, post=self.post, service=lambda: self.service
         )
         self._attend(attendance.attend_readiness())
         self._attend(attendance.attend_progress())
+        self._attend(self._inquest.keep_looking())
 
     async def _spawn_when_free(self, generation: int, launch: Launch) -> None:
         """A port is held: by what is left of the last generation, or by a stranger."""
         await self.wait_swept()
         patience_s = min(PORT_RELEASE_TIMEOUT_S, self.unit.policy.stall_timeout_s / 2)
         deadline = self._loop.time() + patience_s
-        while (held := _held_port(launch)) is not None and self._loop.time() < deadline:
+        while (held := _holder(launch.ports)) is not None and self._loop.time() < deadline:
             await asyncio.sleep(PORT_LOOK_PERIOD_S)
+        if held is not None:
+            self.post(events.SpawnFailed(generation, held, cause=Cause.PORT_IN_USE))
+            return
         try:
-            if held is not None:
-                raise LaunchError(held)
             self._spawn_now(generation, launch)
         except Exception as error:
             self._fail_spawn(generation, error)
@@ -212,15 +226,12 @@ class Keeper:
 
     # --- the end of a process
 
-    def _note_exit(self, generation: int, status: ExitStatus, log_offset: int) -> None:
+    def _note_exit(
+        self, generation: int, launch: Launch, status: ExitStatus, log_offset: int
+    ) -> None:
         self._dismiss()
         self._process = None
-        # Somebody who is killed says nothing about it; not reading the log makes for a quick spawn.
-        is_killed = status.signal in KILLING
-        lines = () if is_killed else logfile.lines_since(self.unit.log, log_offset, LAST_LINES)
-        oom_kills = cgroup.oom_kills() - self._oom_kills_before
-        ending = Ending(status.reason, status.code, status.signal, lines, oom_kills)
-        diagnosis = diagnose(ending)
+        diagnosis = self._diagnosed(launch, status, log_offset)
         # What fails a start for good cannot be the end of a server that was ready, and the words
         # are those of llama-server: another program may say them and mean something else.
         is_permanent = (
@@ -229,7 +240,11 @@ class Keeper:
             and self.service.state is State.STARTING
         )
         exited = events.Exited(
-            generation, diagnosis.reason, clean=status.clean, permanent=is_permanent
+            generation,
+            diagnosis.reason,
+            clean=status.clean,
+            permanent=is_permanent,
+            cause=diagnosis.cause,
         )
         # A death is answered at once; a stop is over when nothing is left of the generation.
         if self.service.state is State.STOPPING:
@@ -237,6 +252,28 @@ class Keeper:
         else:
             self.post(exited)
         self._sweep(generation)
+
+    def _diagnosed(self, launch: Launch, status: ExitStatus, log_offset: int) -> Diagnosis:
+        oom_kills = self._inquest.note_exit(status)
+        # Somebody who is killed says nothing about it; not reading the log makes for a quick spawn.
+        is_killed = status.signal in KILLING
+        ending = Ending(
+            status.reason,
+            status.code,
+            status.signal,
+            () if is_killed else self._last_lines(log_offset),
+            oom_kills,
+            was_ready=self.service.state is not State.STARTING,
+        )
+        diagnosis = diagnose(ending)
+        if diagnosis.cause in {Cause.PORT_IN_USE, Cause.CANNOT_LISTEN}:
+            holder = _holder((*diagnosis.ports, *launch.ports))
+            return with_holder(ending, holder) if holder else diagnosis
+        return diagnosis
+
+    def _last_lines(self, log_offset: int) -> list[str]:
+        end = logfile.size_bytes(self.unit.log)
+        return logfile.lines_between(self.unit.log, log_offset, end, LAST_LINES, LAST_BYTES)
 
     def _sweep(self, generation: int) -> None:
         """End descendants of the generation that left its process group; they carry its mark."""
@@ -300,9 +337,9 @@ def _restored(unit: Unit, remembered: Remembered | None) -> Service:
     )
 
 
-def _held_port(launch: Launch) -> str | None:
-    """A sentence naming who holds a port that the launch needs, or None."""
-    for port in launch.ports:
+def _holder(candidates: Iterable[int]) -> str | None:
+    """A sentence naming who listens on one of the ports, or None."""
+    for port in candidates:
         for owner in ports.owners(port):
             return f"port {port} is held by {ports.describe(owner)}"
     return None

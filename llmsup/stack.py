@@ -20,6 +20,7 @@ from llmsup.core import card
 from llmsup.core.routing import Endpoint, Member, UpstreamList, effective_routes
 from llmsup.core.service import Service, State, Want
 from llmsup.errors import UsageError
+from llmsup.evidence import Evidence
 from llmsup.gateway import Gateway
 from llmsup.host import memory
 from llmsup.host.clocks import read_clocks
@@ -29,6 +30,7 @@ from llmsup.host.nvml import Nvml
 from llmsup.host.process import end_marked, find
 from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.host.shortage import keep_watch
+from llmsup.inquest import Findings
 from llmsup.snapshot import gpu_info, service_info
 from llmsup.supervisor import Supervisor
 from llmsup.troubles import Troubles
@@ -59,6 +61,12 @@ class Stack:
         self._routes = effective_routes(profile)
         self._troubles = troubles
         self._journal = Journal(paths.events, troubles)
+        self._card = CardWatch(Nvml().read, read_clocks, self._note_card)
+        self._evidence = Evidence(
+            paths.crashes,
+            secrets=lambda: loaded.api_keys,
+            gpu=lambda: gpu_info(self._card.device),
+        )
         self.gateway = Gateway(
             paths.gateway,
             self._routes,
@@ -73,10 +81,10 @@ class Stack:
             build(profile, paths, environ, last_ports),
             self._memory,
             on_change=self._note_change,
+            on_death=self._note_death,
             drain_requests=self._drain_requests,
             troubles=troubles,
         )
-        self._card = CardWatch(Nvml().read, read_clocks, self._note_card)
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
         self._outdated: frozenset[str] = frozenset()
         self._remembering = Remembering(
@@ -350,6 +358,19 @@ class Stack:
         for name in self._supervisor.start_order:
             if name in names and self._supervisor.services[name].want is Want.UP:
                 await self._supervisor.restart_in_order([name])
+
+    def _note_death(self, findings: Findings) -> None:
+        death = findings.death
+        self._journal.write(
+            "death",
+            service=findings.unit.name,
+            generation=death.generation,
+            cause=death.cause.value,
+            lived_s=findings.lived_s,
+            next=findings.next_step,
+            why=death.reason,
+        )
+        self._evidence.keep(findings)
 
     def _publish(self) -> None:
         if self._unsettled:

@@ -8,6 +8,7 @@ from llmsup.attendance import Unit
 from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, StopAsked
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.host.memory import Remembered
+from llmsup.inquest import OnDeath
 from llmsup.keeper import Change, DrainRequests, Keeper
 from llmsup.troubles import Troubles
 
@@ -15,7 +16,8 @@ from llmsup.troubles import Troubles
 class Supervisor:
     """The services of one stack, each with its keeper.
 
-    `on_change(before, after)` is told of every changed Service, on the event loop.
+    `on_change(before, after)` is told of every changed Service, on the event loop; `on_death` of
+    each death, after what follows it.
     """
 
     def __init__(
@@ -24,6 +26,7 @@ class Supervisor:
         remembered: Mapping[str, Remembered],
         *,
         on_change: Change,
+        on_death: OnDeath,
         drain_requests: DrainRequests,
         troubles: Troubles,
     ) -> None:
@@ -35,6 +38,7 @@ class Supervisor:
                 unit,
                 remembered.get(unit.name),
                 on_change=self._note_change,
+                on_death=on_death,
                 drain_requests=drain_requests,
                 troubles=troubles,
             )

@@ -180,6 +180,23 @@ def events(follow: Follow = False, as_json: Json = False, lines: Lines = 50) -> 
 
 
 @app.command()
+def why(
+    service: Annotated[
+        str,
+        typer.Argument(metavar="SERVICE", help="A service.", autocompletion=complete.deaths),
+    ],
+    last: Annotated[
+        int, typer.Option("-n", metavar="N", min=1, help="How many of its last deaths.")
+    ] = 3,
+    as_json: Json = False,
+) -> None:
+    """Show why a service died: cause, last output, what followed, and where it is kept."""
+    from llmsup.cli import why as verb
+
+    verb.why(service, last=last, as_json=as_json)
+
+
+@app.command()
 def upstreams(as_json: Json = False) -> None:
     """Show the upstream lists: as desired, as published, and as Envoy has them."""
     from llmsup.cli import upstreams as verb

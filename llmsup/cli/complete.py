@@ -21,6 +21,11 @@ def logs(incomplete: str) -> list[str]:
     return _offered(_logs, incomplete)
 
 
+def deaths(incomplete: str) -> list[str]:
+    """Services that something is known of."""
+    return _offered(_deaths, incomplete)
+
+
 def _offered(names: Callable[[], list[str]], incomplete: str) -> list[str]:
     try:
         return [name for name in names() if name.startswith(incomplete)]
@@ -48,3 +53,10 @@ def _logs() -> list[str]:
     from llmsup.config.paths import paths
 
     return sorted(known(paths()))
+
+
+def _deaths() -> list[str]:
+    from llmsup.cli.why import known
+    from llmsup.config.paths import paths
+
+    return known(paths())

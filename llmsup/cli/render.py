@@ -63,10 +63,10 @@ def status(snapshot: Status, *, width: int | None = None, colour: bool = False) 
     if snapshot["gpu"] is not None:
         head.append(card(snapshot["gpu"]))
     elif any(info["gpu_layers"] not in {None, 0} for info in snapshot["services"]):
-        words = f"no GPU: {_cleaned(snapshot['gpu_why'])}"
+        words = f"no GPU: {cleaned(snapshot['gpu_why'])}"
         head.append(_painted(words, _YELLOW if colour else ""))
     troubles = snapshot["daemon"].get("troubles", [])  # none are told by an older daemon
-    warnings = [f"warning: {_cleaned(trouble)}" for trouble in troubles]
+    warnings = [f"warning: {cleaned(trouble)}" for trouble in troubles]
     return "\n".join([*head, "", table, *([""] if warnings else []), *warnings])
 
 
@@ -84,7 +84,7 @@ def header(snapshot: Status) -> str:
 
 def card(gpu: GpuInfo) -> str:
     """The card and its memory: "RTX 4050 Laptop GPU · 3.2 of 6.0 GiB free"."""
-    name = _cleaned(gpu["name"]).removeprefix("NVIDIA ").removeprefix("GeForce ")
+    name = cleaned(gpu["name"]).removeprefix("NVIDIA ").removeprefix("GeForce ")
     free, total = gpu["free_bytes"] / 2**30, gpu["total_bytes"] / 2**30
     return f"{name} · {free:.1f} of {total:.1f} GiB free"
 
@@ -106,14 +106,14 @@ def services(
 
     lines = _table(
         [_SERVICE_COLUMNS[column] for column in shown],
-        [tuple(_cut(row[column], limits.get(column)) for column in shown) for row in rows],
+        [tuple(cut(row[column], limits.get(column)) for column in shown) for row in rows],
         paint if colour else _plain,
     )
     if colour:
         lines[0] = _painted(lines[0], _BOLD)
     why_width = limits.get(_WHY) if _WHY in shown else 0
-    cut = [f"{row[0]}: {row[_WHY]}" for row in rows if _cut(row[_WHY], why_width) != row[_WHY]]
-    return "\n".join([*lines, "", *cut] if cut else lines)
+    rest = [f"{row[0]}: {row[_WHY]}" for row in rows if cut(row[_WHY], why_width) != row[_WHY]]
+    return "\n".join([*lines, "", *rest] if rest else lines)
 
 
 def upstreams(infos: Sequence[UpstreamsInfo]) -> str:
@@ -135,7 +135,7 @@ def event(info: EventInfo, zone: tzinfo | None = None, *, width: int = 0) -> str
     moment = _moment(info, zone)
     stamp = f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03d}"
     name = f"{subject(info):<{width}}"
-    return GAP.join(part for part in (stamp, name, _news(info), _cleaned(_why(info))) if part)
+    return GAP.join(part for part in (stamp, name, _news(info), cleaned(_why(info))) if part)
 
 
 def day(info: EventInfo, zone: tzinfo | None = None) -> str:
@@ -156,7 +156,7 @@ def changes(before: Mapping[str, str], infos: Sequence[ServiceInfo], elapsed_s: 
     for info in infos:
         if before.get(info["service"]) != info["state"]:
             name = f"{info['service']:<{name_width}}"
-            parts = (name, f"{info['state']:<8}", f"{elapsed_s:6.1f}s", _cleaned(info["why"]))
+            parts = (name, f"{info['state']:<8}", f"{elapsed_s:6.1f}s", cleaned(info["why"]))
             lines.append(GAP.join(parts).rstrip())
     return lines
 
@@ -173,6 +173,11 @@ def age(seconds: float) -> str:
     return f"{rest}s"
 
 
+def span(seconds: float) -> str:
+    """A time span like `age`; a short one with tenths of seconds: "0.4s"."""
+    return f"{seconds:.1f}s" if seconds < 10 else age(seconds)
+
+
 def mebibytes(size_bytes: int) -> str:
     """A size as GPU tools show it: "1945 MiB"."""
     return f"{size_bytes / 2**20:.0f} MiB"
@@ -182,6 +187,18 @@ def count(number: int, noun: str) -> str:
     """A number with its noun: "1 service", "3 services"."""
     plural = "es" if noun.endswith("s") else "s"
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"
+
+
+def cut(cell: str, limit: int | None) -> str:
+    """A text of at most `limit` characters; None: as it is."""
+    if limit is None or len(cell) <= limit:
+        return cell
+    return f"{cell[: limit - 1]}…" if limit else ""
+
+
+def cleaned(text: str) -> str:
+    """Without control characters: a reason may quote what a process wrote to its log."""
+    return "".join(char if char.isprintable() else " " for char in text).strip()
 
 
 # --- inside -------------------------------------------------------------------------------------
@@ -199,7 +216,7 @@ def _service_row(info: ServiceInfo) -> tuple[str, ...]:
         "-" if port is None else str(port),
         str(info["restarts"]),
         "-" if uptime_s is None else age(uptime_s),
-        _cleaned(info["why"]),
+        cleaned(info["why"]),
     )
 
 
@@ -229,12 +246,6 @@ def _layout(
             spare -= grown - limits[column]
             limits[column] = grown
     return shown, limits
-
-
-def _cut(cell: str, limit: int | None) -> str:
-    if limit is None or len(cell) <= limit:
-        return cell
-    return f"{cell[: limit - 1]}…" if limit else ""
 
 
 def _table(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], paint: Paint) -> list[str]:
@@ -279,18 +290,19 @@ def _news(info: EventInfo) -> str:
         return f"{before} → {state}" if before else state
     if "upstreams" in info:
         return f"upstreams: {_listed(info['upstreams'])}"
+    if info["event"] == "death":
+        lived_s = info.get("lived_s")
+        after = "" if lived_s is None else f" after {span(lived_s)}"
+        return f"death of generation {info.get('generation', '?')}{after}"
     return "" if info["event"] in {"daemon", "card"} else info["event"]
 
 
 def _why(info: EventInfo) -> str:
     if "elapsed_ms" in info:
         return f"(confirmed in {info['elapsed_ms']:.1f} ms)"
+    if info["event"] == "death":  # its reason stands in the change of state beside it
+        return f"{info.get('cause', '')}; {info.get('next', '')}"
     return info.get("why", "")
-
-
-def _cleaned(text: str) -> str:
-    """Without control characters: a reason may quote what a process wrote to its log."""
-    return "".join(char if char.isprintable() else " " for char in text).strip()
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -65,6 +65,11 @@ class Paths:
         """State changes and publications, one JSON object a line."""
         return self.state / "events.jsonl"
 
+    @property
+    def crashes(self) -> Path:
+        """What is kept of deaths, a directory each."""
+        return self.state / "crashes"
+
     def service_log(self, service: str) -> Path:
         """The output of one service, rotated to `.1`, `.2`, ….
 

@@ -56,6 +56,66 @@ class ServiceInfo(TypedDict):
     why: str
 
 
+class MemoryInfo(TypedDict):
+    """Memory at a death: of the machine right after it, of the process as last seen before.
+
+    `group_*`: its control group; null where none counts memory, or has no limit of its own.
+    """
+
+    total_bytes: int
+    available_bytes: int
+    process_bytes: int | None
+    group_bytes: int | None
+    group_max_bytes: int | None
+    group_oom_kills: int | None
+
+
+class BinaryInfo(TypedDict):
+    """The program that was started, and what tells builds of it apart without running it."""
+
+    path: str
+    size_bytes: int
+    modified_time: float
+
+
+class DeathInfo(TypedDict):
+    """`death.json` of a crash bundle. `time` is Unix seconds.
+
+    `env` are the variables of the launch, secrets masked; `inherited` the names of the others. What
+    is not known is null: `argv`, say, of a server that was launched otherwise than it would be now.
+    """
+
+    service: str
+    kind: str
+    generation: int
+    time: float
+    lived_s: float | None
+    cause: str
+    reason: str
+    hint: str
+    code: int | None
+    signal: str | None
+    next: str
+    argv: list[str] | None
+    cwd: str | None
+    env: dict[str, str] | None
+    inherited: list[str]
+    launch: str | None
+    binary: BinaryInfo | None
+    model: str | None
+    gpu_layers: int | str | None
+    plan: None
+    memory: MemoryInfo
+    gpu: GpuInfo | None
+
+
+class KeptDeath(DeathInfo):
+    """A death in `why --json`: its bundle's directory, and the output that is kept there."""
+
+    bundle: str
+    output: list[str]
+
+
 class RouteInfo(TypedDict):
     """One route and the services that its published upstream list names, in order."""
 
@@ -116,5 +176,8 @@ class EventInfo(TypedDict):
     want: NotRequired[str]
     route: NotRequired[str]
     upstreams: NotRequired[list[str]]
+    cause: NotRequired[str]
+    lived_s: NotRequired[float | None]
+    next: NotRequired[str]
     why: NotRequired[str]
     elapsed_ms: NotRequired[float]

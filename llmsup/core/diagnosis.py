@@ -2,6 +2,9 @@
 
 Rules are tried in order; the first whose pattern stands in one of the last lines wins. The words
 are those of llama-server, ggml, CUDA and the dynamic loader.
+
+Output is hostile until proven otherwise: so many lines of so many characters are looked at, and a
+pattern only where its `needle` is in them at all.
 """
 
 import re
@@ -14,26 +17,36 @@ class Cause(Enum):
     """Why a process died. The value is for people and for metrics."""
 
     GPU_MEMORY = "out of GPU memory"
+    GPU_FAILED = "GPU failed"
     HOST_MEMORY = "out of memory"
     MODEL_MISSING = "model file missing"
+    MODEL_UNREADABLE = "model file not readable"
     MODEL_CORRUPT = "model file corrupt"
     MODEL_UNKNOWN = "model not known to this engine"
     BAD_FLAG = "bad flag"
     PORT_IN_USE = "port in use"
+    CANNOT_LISTEN = "cannot listen"
     LIBRARY_MISSING = "shared library missing"
+    LIBRARY_BROKEN = "shared library does not fit"
     ILLEGAL_INSTRUCTION = "illegal instruction"
+    LAUNCH = "could not be started"
+    STALLED = "not ready in time"
+    HUNG = "hung"
     KILLED = "killed by somebody"
     CRASHED = "crashed"
     EXITED = "exited"
+    UNKNOWN = "unknown"
 
 
 PERMANENT = frozenset(
     {
         Cause.MODEL_MISSING,
+        Cause.MODEL_UNREADABLE,
         Cause.MODEL_CORRUPT,
         Cause.MODEL_UNKNOWN,
         Cause.BAD_FLAG,
         Cause.LIBRARY_MISSING,
+        Cause.LIBRARY_BROKEN,
         Cause.ILLEGAL_INSTRUCTION,
     }
 )
@@ -41,27 +54,42 @@ PERMANENT = frozenset(
 
 
 @dataclass(frozen=True)
+class OomKills:
+    """Processes that the kernel killed for memory shortly before an end.
+
+    `group`: those of the control group that the process was in, which may use `limit_bytes` (None:
+    all there is); `machine`: all there were.
+    """
+
+    group: int = 0
+    machine: int = 0
+    limit_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Ending:
     """What is known of an end.
 
     `words`: the exit in words, "killed by SIGKILL". `code` or `signal` as the kernel told them,
-    None where it did not. `lines`: the last output, oldest first. `oom_kills`: how many processes
-    of our control group the kernel killed for memory while this one lived.
+    None where it did not. `lines`: the last output, oldest first. `was_ready`: it had been ready,
+    so it did not die of what fails a start.
     """
 
     words: str
     code: int | None = None
     signal: int | None = None
     lines: Sequence[str] = ()
-    oom_kills: int = 0
+    oom_kills: OomKills = OomKills()
+    was_ready: bool = False
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The cause, and the sentence that says so."""
+    """The cause, and the sentence that says so. `ports`: what it may not have been able to bind."""
 
     cause: Cause
     reason: str
+    ports: tuple[int, ...] = ()
 
     @property
     def is_permanent(self) -> bool:
@@ -69,68 +97,188 @@ class Diagnosis:
         return self.cause in PERMANENT
 
 
-SIGILL, SIGKILL, SIGTERM, SIGINT, SIGHUP = 4, 9, 15, 2, 1
+SIGILL, SIGABRT, SIGKILL, SIGTERM, SIGINT, SIGHUP = 4, 6, 9, 15, 2, 1
 KILLING = frozenset({SIGKILL, SIGTERM, SIGINT, SIGHUP})
 """Signals that come from outside: from a person, a program or the kernel's OOM killer."""
 
-_RULES: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
-    (cause, re.compile(pattern, re.IGNORECASE))
-    for cause, pattern in (
-        (Cause.GPU_MEMORY, r"cudaMalloc failed: out of memory"),
-        (Cause.GPU_MEMORY, r"CUDA error: out of memory"),
-        (Cause.GPU_MEMORY, r"(hip|musa)Malloc failed: out of memory|ErrorOutOfDeviceMemory"),
-        (Cause.GPU_MEMORY, r"unable to allocate (?!CPU)\w+ buffer"),
-        (Cause.HOST_MEMORY, r"std::bad_alloc|unable to allocate CPU\w* buffer"),
-        (Cause.HOST_MEMORY, r"mmap failed: Cannot allocate memory"),
-        (Cause.LIBRARY_MISSING, r"error while loading shared libraries: \S+"),
-        (Cause.MODEL_UNKNOWN, r"unknown model architecture: '[^']*'"),
-        (
-            Cause.MODEL_MISSING,
-            r"failed to open GGUF file|gguf_init_from_file: .{0,300}No such file",
-        ),
-        (Cause.MODEL_CORRUPT, r"not within the file bounds, model is corrupted or incomplete"),
-        (Cause.MODEL_CORRUPT, r"invalid magic characters|failed to read magic"),
-        (Cause.MODEL_CORRUPT, r"gguf_init_from_(file|reader)\w*: (failed|invalid|bad)"),
-        (Cause.PORT_IN_USE, r"couldn't bind HTTP server socket.*|Address already in use"),
-        (Cause.BAD_FLAG, r"error: (invalid|unknown) argument: .+"),
-        (Cause.BAD_FLAG, r"error while handling argument .+"),
-    )
+LOADER_FAILED = 127
+"""The exit status of the dynamic loader, and of a shell that did not find its command."""
+
+_SIGNALLED = 128
+"""A shell whose command was killed by signal n exits with 128 + n."""
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """`pattern` is looked for where `needle` (in lower case) is there at all.
+
+    `code`: only of a process that exited with it.
+    """
+
+    cause: Cause
+    needle: str
+    pattern: re.Pattern[str]
+    code: int | None = None
+
+
+def _rule(cause: Cause, needle: str, pattern: str = "", code: int | None = None) -> _Rule:
+    return _Rule(cause, needle, re.compile(pattern or re.escape(needle), re.IGNORECASE), code)
+
+
+_HOST_BUFFER = r"(?:CPU|\w+_Host)"
+_RULES = (
+    # A debugger that a dying server calls may lack a library, too; it is the loader's exit that
+    # tells. "cannot open shared object file" is missing; what is there and unfit says why.
+    _rule(
+        Cause.LIBRARY_MISSING,
+        "error while loading shared libraries: ",
+        r"error while loading shared libraries: .*No such file",
+        LOADER_FAILED,
+    ),
+    _rule(Cause.LIBRARY_BROKEN, "error while loading shared libraries: ", code=LOADER_FAILED),
+    _rule(Cause.LIBRARY_BROKEN, "symbol lookup error: ", code=LOADER_FAILED),
+    _rule(Cause.LIBRARY_BROKEN, "' not found (required by ", code=1),  # a version of glibc
+    _rule(Cause.GPU_MEMORY, "malloc failed: out of memory", r"(cuda|hip|musa)Malloc failed"),
+    _rule(Cause.GPU_MEMORY, "cuda error: out of memory"),
+    _rule(Cause.GPU_MEMORY, "erroroutofdevicememory"),
+    _rule(
+        Cause.GPU_MEMORY, "unable to allocate ", rf"unable to allocate (?!{_HOST_BUFFER})\w+ buffer"
+    ),
+    _rule(
+        Cause.GPU_MEMORY,
+        " buffer of size",
+        rf"failed to allocate (?!{_HOST_BUFFER}|output)\w+ buffer of size",
+    ),
+    _rule(Cause.HOST_MEMORY, "std::bad_alloc"),
+    _rule(Cause.HOST_MEMORY, "insufficient memory (attempted to allocate"),
+    _rule(
+        Cause.HOST_MEMORY,
+        " buffer",
+        rf"(unable|failed) to allocate (output|{_HOST_BUFFER}\w*) buffer",
+    ),
+    _rule(Cause.HOST_MEMORY, "mmap failed: cannot allocate memory"),
+    _rule(Cause.GPU_FAILED, "cuda error: "),
+    _rule(Cause.MODEL_UNKNOWN, "unknown model architecture: '"),
+    _rule(Cause.MODEL_UNKNOWN, "this gguf file is version "),
+    _rule(Cause.MODEL_UNKNOWN, " is no longer supported", r"GGUFv\d+ is no longer supported"),
+    _rule(Cause.MODEL_MISSING, "failed to open ", r"failed to open .*(No such file|Not a direct)"),
+    _rule(Cause.MODEL_UNREADABLE, "failed to open ", r"failed to open .*Permission denied"),
+    _rule(
+        Cause.MODEL_CORRUPT,
+        "not within the file bounds, ",
+        r"not within the file bounds, \w+ is corrupted or incomplete",
+    ),
+    _rule(Cause.MODEL_CORRUPT, "invalid magic characters"),
+    _rule(
+        Cause.MODEL_CORRUPT,
+        "gguf_init_from_reader",
+        r"gguf_init_from_reader\w*: (failed|invalid|bad)",
+    ),
+    _rule(Cause.MODEL_CORRUPT, "wrong number of tensors"),
+    _rule(Cause.PORT_IN_USE, "address already in use"),
+    _rule(Cause.CANNOT_LISTEN, "couldn't bind http server socket"),
+    _rule(Cause.BAD_FLAG, "error: ", r"error: (invalid|unknown) argument: .+"),
+    _rule(Cause.BAD_FLAG, "error while handling argument "),
+    _rule(Cause.BAD_FLAG, " requires flash_attn "),
+    _rule(Cause.CRASHED, "ggml_assert(", r"GGML_ASSERT\(.*failed"),
 )
 _STAMP = re.compile(r"^[\d.]+ [A-Z] \s*")
-_LAST_LINES = 60
+_ERROR = re.compile(r"^[\d.]+ E ")
+_PORT = re.compile(r"(?:port\W{0,2}|:|', )(\d{2,5})\b", re.IGNORECASE)
+_PORTS_MAX = 4
+_TOLD_TO_END = "cleaning up before exit"
+_LAST_LINES = 200
+_LAST_ERRORS = 12
 _LINE_MAX_CHARS = 500
 _WORDS_MAX_CHARS = 200
 
 
 def diagnose(ending: Ending) -> Diagnosis:
     """The most telling cause of an end. Total: every ending has one."""
-    if ending.code == 0:
-        return Diagnosis(Cause.EXITED, ending.words)
     recent = [line[:_LINE_MAX_CHARS] for line in ending.lines[-_LAST_LINES:]]
-    for cause, pattern in _RULES:
-        for line in recent:
-            if pattern.search(line):
-                return Diagnosis(cause, _sentence(ending, cause, _said(line)))
+    if ending.code == 0:
+        return _exited_cleanly(ending, recent)
+    if (found := _said_by(ending, recent)) is not None:
+        return found
     cause = _cause_of_exit(ending)
     if cause is Cause.HOST_MEMORY:
-        return Diagnosis(cause, f"{ending.words}: the kernel was out of memory")
+        return Diagnosis(cause, f"{ending.words}: {_who_killed(ending.oom_kills)}")
     if cause is Cause.ILLEGAL_INSTRUCTION:
         return Diagnosis(cause, f"{ending.words}: it was built for another processor")
-    last = next((_said(line) for line in reversed(recent) if line.strip()), "")
     # Who was killed did not say why: its last line was about something else.
-    if cause is Cause.KILLED or not last:
-        return Diagnosis(cause, ending.words)
-    return Diagnosis(cause, f"{ending.words}: {last}")
+    last = "" if cause in {Cause.KILLED, Cause.UNKNOWN} else _last_words(ending, recent)
+    return Diagnosis(cause, f"{ending.words}: {last}" if last else ending.words)
+
+
+def may_be_oom_kill(code: int | None, signal: int | None) -> bool:
+    """Whether the kernel's OOM killer could have ended it so; an unknown status may hide it."""
+    return signal == SIGKILL or code == _SIGNALLED + SIGKILL or code is signal is None
+
+
+def with_holder(ending: Ending, holder: str) -> Diagnosis:
+    """The diagnosis of a process that could not listen, where a sentence names who holds a port."""
+    return Diagnosis(Cause.PORT_IN_USE, f"{ending.words}: {holder}")
+
+
+def _exited_cleanly(ending: Ending, recent: Sequence[str]) -> Diagnosis:
+    """Status 0. llama-server ends so on SIGTERM, and says that it was not its own idea."""
+    if any(_TOLD_TO_END in line for line in recent[-_LAST_ERRORS:]):
+        reason = f"{ending.words}: it was told to end (SIGTERM or SIGINT)"
+        return Diagnosis(Cause.KILLED, reason)
+    return Diagnosis(Cause.EXITED, ending.words)
+
+
+def _said_by(ending: Ending, recent: Sequence[str]) -> Diagnosis | None:
+    """What the first rule makes of the last lines."""
+    text = "\n".join(recent).lower()
+    for rule in _RULES:
+        if rule.needle not in text or rule.code not in {None, ending.code}:
+            continue
+        if ending.was_ready and rule.cause in PERMANENT:
+            continue
+        for line in recent:
+            if rule.pattern.search(line):
+                reason = _sentence(ending, rule.cause, _said(line))
+                return Diagnosis(rule.cause, reason, _ports(rule.cause, line))
+    return None
+
+
+def _ports(cause: Cause, line: str) -> tuple[int, ...]:
+    if cause not in {Cause.PORT_IN_USE, Cause.CANNOT_LISTEN}:
+        return ()
+    return tuple(dict.fromkeys(map(int, _PORT.findall(line))))[-_PORTS_MAX:]
 
 
 def _cause_of_exit(ending: Ending) -> Cause:
-    if ending.signal == SIGKILL and ending.oom_kills:
+    if ending.signal is None and ending.code is None:
+        return Cause.HOST_MEMORY if ending.oom_kills.group else Cause.UNKNOWN
+    signal = ending.signal
+    if signal is None and ending.code == _SIGNALLED + SIGKILL:
+        signal = SIGKILL
+    if signal == SIGKILL and (ending.oom_kills.group or ending.oom_kills.machine):
         return Cause.HOST_MEMORY
-    if ending.signal == SIGILL:
+    if signal == SIGILL:
         return Cause.ILLEGAL_INSTRUCTION
-    if ending.signal in KILLING:
+    if signal in KILLING:
         return Cause.KILLED
-    return Cause.EXITED if ending.signal is None else Cause.CRASHED
+    return Cause.EXITED if signal is None else Cause.CRASHED
+
+
+def _who_killed(oom_kills: OomKills) -> str:
+    if not oom_kills.group:
+        return "most likely by the kernel, which killed for memory at that time"
+    if oom_kills.limit_bytes is None:
+        return "the kernel killed it, for the machine was out of memory"
+    limit = f"{oom_kills.limit_bytes / 2**20:.0f} MiB"
+    return f"the kernel killed it for memory; its control group may use {limit}"
+
+
+def _last_words(ending: Ending, recent: Sequence[str]) -> str:
+    """The first of its last errors, which the others follow from; else the last line."""
+    errors = [line for line in recent[-_LAST_ERRORS:] if _ERROR.match(line)]
+    if errors and ending.signal is None:
+        return _said(errors[0])
+    return next((_said(line) for line in reversed(recent) if line.strip()), "")
 
 
 def _sentence(ending: Ending, cause: Cause, said: str) -> str:

@@ -96,6 +96,7 @@ def _essence(service: Service) -> Service:
         pid=None if service.pid is None else 1,
         started_at=0.0,
         restarts=0,
+        death=None,
         why="",
     )
 

@@ -5,6 +5,8 @@ An event or action about a process carries its generation: the number of the spa
 
 from dataclasses import dataclass
 
+from llmsup.core.diagnosis import Cause
+
 # --- events -------------------------------------------------------------------------------------
 
 
@@ -66,6 +68,7 @@ class SpawnFailed:
     reason: str
     permanent: bool = False
     shortage: bool = False
+    cause: Cause = Cause.LAUNCH
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Exited:
     reason: str
     clean: bool = False
     permanent: bool = False
+    cause: Cause = Cause.UNKNOWN
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import Any
 
 from llmsup.config.units import duration
 from llmsup.core import backoff
+from llmsup.core.diagnosis import Cause
 from llmsup.core.events import (
     Action,
     Adopted,
@@ -47,7 +48,7 @@ from llmsup.core.events import (
     Terminate,
     TimerElapsed,
 )
-from llmsup.core.service import Service, State, Want
+from llmsup.core.service import Death, Service, State, Want
 
 Step = tuple[Service, tuple[Action, ...]]
 Rule = Callable[[Service, Any, float], Step]
@@ -99,9 +100,11 @@ def _kill_again_after_s(service: Service) -> float:
     return max(service.policy.grace_period_s, KILL_AGAIN_MIN_S)
 
 
-def _count_death(service: Service, reason: str, now: float) -> Service:
+def _count_death(service: Service, cause: Cause, reason: str, now: float) -> Service:
+    """The one way a death is counted: whoever compares `death` before and after sees each."""
     deaths = backoff.record(service.deaths, now, service.policy.restart)
-    return replace(service, deaths=deaths, why=reason)
+    death = Death(service.generation, now, cause, reason)
+    return replace(service, deaths=deaths, death=death, why=reason)
 
 
 def _recover(service: Service, now: float) -> Step:
@@ -150,7 +153,7 @@ def _wait_out(service: Service, shortage: str, now: float) -> Step:
 def _die(service: Service, event: Exited | SpawnFailed, now: float) -> Step:
     if isinstance(event, SpawnFailed) and event.shortage:
         return _wait_out(service, event.reason, now)
-    dead = _count_death(service, event.reason, now)
+    dead = _count_death(service, event.cause, event.reason, now)
     return _give_up(dead) if event.permanent else _recover(dead, now)
 
 
@@ -287,12 +290,12 @@ def _stall(service: Service, _event: Event, now: float) -> Step:
     else:
         why = f"was not ready and showed no progress for {duration(policy.stall_timeout_s)}"
     why = f"{why}: {service.probed}" if service.probed else why
-    return _terminate(_count_death(service, why, now), now)
+    return _terminate(_count_death(service, Cause.STALLED, why, now), now)
 
 
 def _hang(service: Service, event: Hung, now: float) -> Step:
     """A death, counted here. Killed at once: what hangs is deaf to SIGTERM, too."""
-    return _kill(_count_death(service, event.reason, now), now)
+    return _kill(_count_death(service, Cause.HUNG, event.reason, now), now)
 
 
 def _hang_draining(service: Service, event: Hung, now: float) -> Step:

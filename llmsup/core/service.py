@@ -5,6 +5,7 @@ from enum import Enum
 
 from llmsup.config.schema import Restart
 from llmsup.core import backoff
+from llmsup.core.diagnosis import Cause
 
 
 class Want(Enum):
@@ -43,13 +44,23 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Death:
+    """An end that nobody asked for, as it was counted at monotonic time `at`."""
+
+    generation: int
+    at: float
+    cause: Cause
+    reason: str
+
+
+@dataclass(frozen=True)
 class Service:
     """One service as it is now. Only `step` makes a changed one.
 
     `why` is the sentence a person reads in `status`; empty while there is nothing to explain.
     `timer_at` and `started_at` are monotonic seconds. `missing` names the dependencies that are
     not ready. `restarts` counts those that nobody asked for. `probed` is what the last probe found
-    while this generation started.
+    while this generation started. `death` is the last one; no forgiving undoes it.
     """
 
     name: str
@@ -61,6 +72,7 @@ class Service:
     started_at: float = 0.0
     timer_at: float | None = None
     deaths: backoff.Deaths = ()
+    death: Death | None = None
     restarts: int = 0
     missing: tuple[str, ...] = ()
     probed: str = ""

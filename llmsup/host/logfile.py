@@ -130,16 +130,31 @@ def follow(path: Path, poll_s: float = 0.25, *, lines: int = 0) -> Iterator[str]
             pending = b""
 
 
-def lines_since(path: Path, offset: int, lines: int) -> list[str]:
-    """The last lines that were written after `offset`, cleaned; none where they cannot be read."""
-    size = size_bytes(path)
-    start = offset if offset <= size else 0
+def lines_between(path: Path, start: int, end: int, lines: int, max_bytes: int) -> list[str]:
+    """The last lines of those two offsets, cleaned; none where they cannot be read.
+
+    A live file that was rotated since is shorter than it was; what is left of it is taken.
+    """
+    end = min(end, size_bytes(path))
     try:
-        written = _read(path, max(start, size - 16 * 1024), size)
+        written = _read(path, max(start if start <= end else 0, end - max_bytes), end)
     except OSError:  # a death is told whether or not its last words can be read
         return []
     cleaned = (_clean(line).rstrip() for line in written.split(b"\n"))
     return [line for line in cleaned if line][-lines:]
+
+
+def after_last(path: Path, beginning: str, end: int, max_bytes: int = _CHUNK_BYTES) -> int:
+    """The offset after the last line before `end` that begins so; 0 where there is none."""
+    end = min(end, size_bytes(path))
+    first = max(0, end - max_bytes)
+    try:
+        written = b"\n" + _read(path, first, end)
+    except OSError:
+        return 0
+    found = written.rfind(b"\n" + beginning.encode())
+    line_end = written.find(b"\n", found + 1)
+    return first + line_end if found >= 0 and line_end > 0 else 0
 
 
 # --- rotation

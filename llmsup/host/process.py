@@ -48,10 +48,15 @@ class ExitStatus:
         return self.code == 0
 
     @property
+    def signal_name(self) -> str | None:
+        """ "SIGKILL"; None where no signal killed it, or that is not known."""
+        return None if self.signal is None else _name(self.signal)
+
+    @property
     def reason(self) -> str:
         """The end in words: "exited with status 1", "killed by SIGSEGV (core dumped)"."""
         if self.signal is not None:
-            return f"killed by {_name(self.signal)}" + " (core dumped)" * self.dumped_core
+            return f"killed by {self.signal_name}" + " (core dumped)" * self.dumped_core
         if self.code is not None:
             return f"exited with status {self.code}"
         return "ended; its exit status is not known, since an earlier daemon had started it"
@@ -87,7 +92,7 @@ class Process:
                     stdout=output,
                     stderr=output,
                     cwd=launch.cwd,
-                    env={**_inherited(), **launch.env, MARK: mark, DIGEST: launch.digest},
+                    env={**inherited(), **launch.env, MARK: mark, DIGEST: launch.digest},
                     start_new_session=True,
                 )
         except (OSError, ValueError) as error:
@@ -291,7 +296,8 @@ def _no_signal_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _inherited() -> dict[str, str]:
+def inherited() -> dict[str, str]:
+    """What a child gets of our own environment."""
     return {key: text for key, text in os.environ.items() if not key.startswith(_SCRUBBED)}
 
 

@@ -2,7 +2,9 @@
 
 import os
 import re
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -11,6 +13,8 @@ _RCHAR = re.compile(rb"^rchar: (\d+)$", re.MULTILINE)
 _PEAK_RSS_KIB = re.compile(rb"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 _REAL_UID = re.compile(rb"^Uid:\t(\d+)", re.MULTILINE)
 _RCHAR_STEP_BYTES = 64 * 1024
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def pids() -> Iterator[int]:
@@ -77,6 +81,48 @@ def boot_id() -> str:
         return (PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def counter(file: Path, name: str) -> int:
+    """The number behind `name` in a file of "name number" lines; 0 where it is not told."""
+    try:
+        for line in file.read_text().splitlines():
+            key, _, number = line.partition(" ")
+            if key == name:
+                return int(number)
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def oom_kills() -> int:
+    """Processes of the whole machine that the kernel has killed for memory since the boot."""
+    return counter(PROC / "vmstat", "oom_kill")
+
+
+def machine_memory() -> tuple[int, int]:
+    """Bytes of memory of the machine: all, and what new processes could get. 0 if not told."""
+    found = {"MemTotal:": 0, "MemAvailable:": 0}
+    with suppress(OSError, ValueError):
+        for line in (PROC / "meminfo").read_text().splitlines():
+            name, *rest = line.split()
+            if name in found:
+                found[name] = int(rest[0]) * 1024
+    return found["MemTotal:"], found["MemAvailable:"]
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process fills; 0 where it has gone."""
+    fields = read(pid, "statm").split()
+    return int(fields[1]) * _PAGE_BYTES if fields else 0
+
+
+def age_s(pid: int) -> float:
+    """How long ago a process was started; 0 where it has gone."""
+    ticks = start_ticks(pid)
+    return (
+        max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / _TICKS_PER_S) if ticks else 0.0
+    )
 
 
 def descendants(pid: int) -> list[int]:

@@ -19,7 +19,7 @@ LINE_BYTES = 100
 
 
 def last_words(path: Path, offset: int) -> str:
-    lines = logfile.lines_since(path, offset, 50)
+    lines = logfile.lines_between(path, offset, logfile.size_bytes(path), 50, 1 << 16)
     return lines[-1] if lines else ""
 
 

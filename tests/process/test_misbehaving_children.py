@@ -41,7 +41,7 @@ def test_one_that_ignores_sigterm_is_killed_after_the_grace_period(home: Home, p
     result = home.cli("stop", "deaf")
     assert result.returncode == 0, result.stderr
     assert not is_alive(pid)
-    said = [e["state"] for e in home.events() if e.get("service") == "deaf"]
+    said = [e["state"] for e in home.events() if e.get("service") == "deaf" and "state" in e]
     assert said[-2:] == ["stopping", "stopped"]
     stop_leaves_nothing(home)
 
