@@ -126,8 +126,7 @@ class Attendance:
             await asyncio.sleep(look_at - self._clock())
             look_at = self._clock() + period_s
             if self._service().state in WATCHED:
-                is_healthy = self._last.outcome is Outcome.PASSED
-                reason = await watch.look(is_healthy=is_healthy)
+                reason = await watch.look()
         self._post(events.Hung(self._generation, reason))
 
     async def _probe(self, so_far: Health) -> ProbeResult:

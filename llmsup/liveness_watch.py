@@ -17,7 +17,7 @@ from llmsup.host.signs import signs
 from llmsup.services import llama_work
 from llmsup.services.launch import Launch, Target, Via
 
-ANSWER_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 1.5
 
 Said = tuple[Voice, Work | None]
 
@@ -51,11 +51,8 @@ class LivenessWatch:
         self._clock = asyncio.get_running_loop().time
         self._pulse: Pulse | None = None
 
-    async def look(self, *, is_healthy: bool) -> str:
-        """Look once. Returns why the process counts as hung; empty where it does not.
-
-        `is_healthy`: what the last readiness probe said.
-        """
+    async def look(self) -> str:
+        """Look once. Returns why the process counts as hung; empty where it does not."""
         now = self._clock()
         seen = signs(self._pid)
         vitals = Vitals(
@@ -64,23 +61,21 @@ class LivenessWatch:
             is_stopped=seen.is_stopped,
             is_traced=seen.is_traced,
             is_gpu_busy=self._is_gpu_busy(),
-            is_healthy=is_healthy,
         )
         if not vitals.is_stopped and is_still(self._pulse, vitals, now, self._policy):
-            voice, work = await self._ask()
-            vitals = replace(vitals, voice=voice, work=work)
+            vitals = await self._ask(vitals)
         self._pulse = observe(self._pulse, vitals, now, self._policy)
         return self._pulse.reason
 
-    async def _ask(self) -> Said:
-        if self._tells_work:
-            said = await self._ask_for_work()
-            if said is not None:
-                return said
-        if self._target.via is not Via.HTTP:
-            return _REFUSED  # connections are accepted by the kernel, even for one that is stopped
-        result = await probe(self._target, self._answer_timeout_s)
-        return _VOICES[result.outcome], None
+    async def _ask(self, vitals: Vitals) -> Vitals:
+        """What the service says, added to what was seen."""
+        if self._target.via is Via.HTTP:
+            outcome = (await probe(self._target, self._answer_timeout_s)).outcome
+        else:
+            outcome = Outcome.UNKNOWN  # the kernel accepts connections for one that is stopped
+        said = await self._ask_for_work() if self._tells_work else None
+        voice, work = said or (_VOICES[outcome], None)
+        return replace(vitals, voice=voice, work=work, is_healthy=outcome is Outcome.PASSED)
 
     async def _ask_for_work(self) -> Said | None:
         """What a llama-server says of its requests; None where it has no such endpoints."""

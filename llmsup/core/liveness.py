@@ -46,7 +46,7 @@ class Vitals:
     """One look at a service.
 
     `cpu_s` and `faults` (pages read from disk) are those of its process and all descendants.
-    `work` is None where the service did not tell. `is_healthy`: what its readiness probe says.
+    `work` is None where the service did not tell. `is_healthy`: what it says when it is asked.
     `is_gpu_busy` is None where nobody knows.
     """
 
