@@ -125,8 +125,12 @@ class Attendance:
         while not reason:
             await asyncio.sleep(look_at - self._clock())
             look_at = self._clock() + period_s
-            if self._service().state in WATCHED:
+            if self._service().state not in WATCHED:
+                continue
+            try:
                 reason = await watch.look()
+            except Exception:
+                log.exception("service=%s could not be watched", self._unit.name)
         self._post(events.Hung(self._generation, reason))
 
     async def _probe(self, so_far: Health) -> ProbeResult:

@@ -69,16 +69,19 @@ class LivenessWatch:
 
     async def _ask(self, vitals: Vitals) -> Vitals:
         """What the service says, added to what was seen."""
-        if self._target.via is Via.HTTP:
-            outcome = (await probe(self._target, self._answer_timeout_s)).outcome
-        else:
-            outcome = Outcome.UNKNOWN  # the kernel accepts connections for one that is stopped
-        said = await self._ask_for_work() if self._tells_work else None
+        outcome, said = await asyncio.gather(self._ask_for_health(), self._ask_for_work())
         voice, work = said or (_VOICES[outcome], None)
         return replace(vitals, voice=voice, work=work, is_healthy=outcome is Outcome.PASSED)
 
+    async def _ask_for_health(self) -> Outcome:
+        if self._target.via is not Via.HTTP:
+            return Outcome.UNKNOWN  # the kernel accepts connections for one that hangs, too
+        return (await probe(self._target, self._answer_timeout_s)).outcome
+
     async def _ask_for_work(self) -> Said | None:
-        """What a llama-server says of its requests; None where it has no such endpoints."""
+        """What a llama-server says of its requests; None where there are no such endpoints."""
+        if not self._tells_work:
+            return None
         try:
             metrics = await self._work(llama_work.METRICS_PATH, llama_work.parse_metrics)
             if metrics is not None and metrics.pending == 0:
