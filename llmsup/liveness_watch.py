@@ -68,8 +68,15 @@ class LivenessWatch:
         return self._pulse.reason
 
     async def _ask(self, vitals: Vitals) -> Vitals:
-        """What the service says, added to what was seen."""
-        outcome, said = await asyncio.gather(self._ask_for_health(), self._ask_for_work())
+        """What the service says, added to what was seen.
+
+        One that tells of its work is asked for its health only once it is suspect.
+        """
+        if self._pulse is not None and self._pulse.is_suspect:
+            outcome, said = await asyncio.gather(self._ask_for_health(), self._ask_for_work())
+        else:
+            said = await self._ask_for_work()
+            outcome = Outcome.UNKNOWN if said else await self._ask_for_health()
         voice, work = said or (_VOICES[outcome], None)
         return replace(vitals, voice=voice, work=work, is_healthy=outcome is Outcome.PASSED)
 

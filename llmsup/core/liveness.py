@@ -74,6 +74,11 @@ class Pulse:
     counters: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it should have moved by the last look, and had not."""
+        return self.since < self.at
+
 
 def period_s(policy: Liveness) -> float:
     """How long to wait between two looks."""
