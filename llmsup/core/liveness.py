@@ -137,7 +137,7 @@ def _is_expected_to_move(vitals: Vitals) -> bool:
 def _verdict(vitals: Vitals, still_s: float) -> str:
     for_so_long = f"for {duration(round(still_s, 1))}"
     if vitals.is_stopped:
-        return f"stopped by a signal {for_so_long}"
+        return f"stopped by a signal, has not moved {for_so_long}"
     claim = "says it is healthy but " if vitals.is_healthy else ""
     if vitals.work is not None:
         pending = vitals.work.pending

@@ -7,6 +7,7 @@ computed: then they show what was true before it. `/slots` wakes a server that s
 
 import re
 from collections.abc import Iterable
+from math import isfinite
 
 import msgspec
 
@@ -44,7 +45,8 @@ _SLOTS = msgspec.json.Decoder(tuple[_Slot, ...])
 
 def parse_metrics(body: bytes) -> Work:
     """The answer to `/metrics`. Raises ValueError for anything else."""
-    metrics = {name: float(count) for name, count in _METRIC.findall(body.decode())}
+    numbers = ((name, float(number)) for name, number in _METRIC.findall(body.decode()))
+    metrics = {name: number for name, number in numbers if isfinite(number)}
     if _PENDING[0] not in metrics:
         raise ValueError(f"no llamacpp:{_PENDING[0]} among the metrics")
     return Work(

@@ -43,7 +43,7 @@ def test_a_stopped_server_under_load_is_replaced_and_fails_no_request(watched: H
     assert [record.error for record in load.records if record.failed] == []
     whys = [event["why"] for event in watched.events() if event.get("state") == "stopping"]
     assert len(whys) == 1
-    assert whys[0].startswith("stopped by a signal for ")
+    assert whys[0].startswith("stopped by a signal, has not moved for ")
 
 
 def test_a_server_with_long_prompts_in_all_slots_is_left_alone(watched: Home) -> None:

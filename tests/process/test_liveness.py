@@ -94,7 +94,7 @@ def under_load(home: Home, hang: str) -> list[Record]:
 @pytest.mark.parametrize(
     ("hang", "says"),
     [
-        ("SIGSTOP", "stopped by a signal for "),
+        ("SIGSTOP", "stopped by a signal, has not moved for "),
         ("/stub/wedge", "says it is healthy but decoded nothing for "),
         ("/stub/deafen", "says it is healthy but did not tell what it does for "),
     ],
@@ -163,7 +163,7 @@ def test_a_stopped_gateway_is_replaced_and_answers(home: Home) -> None:
     os.kill(before["pid"], signal.SIGSTOP)
     home.wait_replaced(before)
     assert ask(home) == "chat"
-    assert deaths(home, "gateway")[0].startswith("stopped by a signal for ")
+    assert deaths(home, "gateway")[0].startswith("stopped by a signal, has not moved for ")
 
 
 def test_a_stopped_program_without_a_port_is_replaced_unless_told_otherwise(home: Home) -> None:
@@ -216,7 +216,7 @@ def test_a_stop_ends_though_the_draining_server_is_stopped(home: Home) -> None:
         assert home.service("chat")["state"] == "stopped"
         assert asked.result() == "code"
     (why,) = deaths(home, "chat")
-    assert why.startswith("asked to stop; stopped by a signal for ")
+    assert why.startswith("asked to stop; stopped by a signal, has not moved for ")
     assert home.service("chat")["restarts"] == 0
 
 

@@ -65,7 +65,7 @@ def reasons(looks: Iterable[Vitals], policy: Liveness = POLICY) -> list[str]:
             replace(SILENT, is_healthy=True),
             "says it is healthy but did not tell what it does for 20s and used no CPU time",
         ),
-        (STOPPED, "stopped by a signal for 20s"),
+        (STOPPED, "stopped by a signal, has not moved for 20s"),
     ],
 )
 def test_what_hangs_is_found_and_told_in_a_sentence(vitals: Vitals, reason: str) -> None:
@@ -151,7 +151,10 @@ def test_a_tree_that_lost_a_process_has_moved() -> None:
 
 
 def test_a_busy_card_says_nothing_about_a_stopped_process() -> None:
-    assert reasons([replace(STOPPED, is_gpu_busy=True)] * 5)[4] == "stopped by a signal for 20s"
+    assert (
+        reasons([replace(STOPPED, is_gpu_busy=True)] * 5)[4]
+        == "stopped by a signal, has not moved for 20s"
+    )
 
 
 def test_a_counter_that_was_not_told_for_a_while_is_compared_with_the_last_one_told() -> None:

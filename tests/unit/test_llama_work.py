@@ -39,6 +39,12 @@ def test_metrics_count_what_is_processed_and_what_waits() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("number", ["1e999", "e", "1.2.3", "nan", ""])
+def test_what_is_no_number_is_no_metric(number: str) -> None:
+    with pytest.raises(ValueError, match=r"requests_processing|could not convert"):
+        parse_metrics(f"llamacpp:requests_processing {number}\n".encode())
+
+
 def test_slots_tell_how_far_each_request_is() -> None:
     work = slots(FRESH, PROCESSING)
     assert work.pending == 1
