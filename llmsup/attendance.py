@@ -1,4 +1,4 @@
-"""Attends one process from its spawn to its end: is it ready, and does a start make progress?
+"""Attends one process from its spawn to its end: is it ready, and does it make progress?
 
 What is seen is told as events; nothing is decided here.
 """
@@ -9,14 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmsup.config.schema import Readiness
-from llmsup.core import events, health
+from llmsup.config.schema import Liveness, Readiness
+from llmsup.core import events, health, liveness
 from llmsup.core.events import Event
 from llmsup.core.health import Health, Outcome, ProbeResult
 from llmsup.core.service import Policy, Service, State
 from llmsup.host import ports
 from llmsup.host.probe import probe
 from llmsup.host.process import Process, carries_mark
+from llmsup.liveness_watch import LivenessWatch
 from llmsup.services.launch import Launch, Via
 
 log = logging.getLogger(__name__)
@@ -27,11 +28,16 @@ STARTING_PERIOD_MAX_S = 0.25
 PROGRESS_PERIOD_S = 1.0
 SETTLE_MAX_S = 1.0
 EXPECTED_SILENCE_S = 0.5
+WATCHED = frozenset({State.READY, State.UNREADY, State.DRAINING})
+"""The states in which a service that hangs is replaced; a start has its own time limits."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What has to be known of a service to keep it. `launch` may raise LaunchError."""
+    """What has to be known of a service to keep it. `launch` may raise LaunchError.
+
+    `is_gpu_busy`: whether the card that it may use computes; None where that is not known.
+    """
 
     name: str
     kind: str
@@ -40,6 +46,8 @@ class Unit:
     mark: str
     policy: Policy = field(default_factory=Policy)
     readiness: Readiness = field(default_factory=Readiness)
+    liveness: Liveness = field(default_factory=Liveness)
+    is_gpu_busy: Callable[[], bool | None] = lambda: None
     depends_on: tuple[str, ...] = ()
     port: int | None = None
     model: str | None = None
@@ -105,6 +113,25 @@ class Attendance:
             if now != before and self._last.outcome is not Outcome.UNWELL:
                 self._post(events.Progressed(self._generation))
             before = now
+
+    async def attend_liveness(self) -> None:
+        """While it is up: look for signs of life, and post Hung once there are none any more."""
+        policy = self._unit.liveness
+        if policy.timeout_s == 0:
+            return
+        watch = LivenessWatch(policy, self._process.pid, self._launch, self._unit.is_gpu_busy)
+        period_s = liveness.period_s(policy)
+        reason, look_at = "", self._clock() + period_s
+        while not reason:
+            await asyncio.sleep(look_at - self._clock())
+            look_at = self._clock() + period_s
+            if self._service().state not in WATCHED:
+                continue
+            try:
+                reason = await watch.look()
+            except Exception:
+                log.exception("service=%s could not be watched", self._unit.name)
+        self._post(events.Hung(self._generation, reason))
 
     async def _probe(self, so_far: Health) -> ProbeResult:
         try:

@@ -200,6 +200,7 @@ class Keeper:
         self._attend(attendance.attend_readiness())
         self._attend(attendance.attend_progress())
         self._attend(self._inquest.keep_looking())
+        self._attend(attendance.attend_liveness())
 
     async def _spawn_when_free(self, generation: int, launch: Launch) -> None:
         """A port is held: by what is left of the last generation, or by a stranger."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from llmsup.attendance import Unit
 from llmsup.config.listen import parse_listen
 from llmsup.config.paths import Paths
-from llmsup.config.schema import Command, LlamaServer, Profile, Qdrant, Service
+from llmsup.config.schema import Command, Liveness, LlamaServer, Profile, Qdrant, Service
 from llmsup.core.routing import Endpoint
 from llmsup.core.service import Policy
 from llmsup.errors import LaunchError
@@ -102,6 +102,7 @@ def _unit(
         mark=f"{home_mark(paths)}{name}:",
         policy=_policy(service),
         readiness=service.readiness,
+        liveness=service.liveness,
         depends_on=service.depends_on,
         port=port,
         model=Path(service.model).name if isinstance(service, LlamaServer) else None,
@@ -130,5 +131,6 @@ def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit
         log=paths.service_log(GATEWAY),
         mark=f"{home_mark(paths)}{GATEWAY}:",
         policy=Policy(drain_timeout_s=profile.gateway.drain_timeout_s),
+        liveness=Liveness(timeout_s=profile.gateway.liveness_timeout_s),
         port=listen.port,
     )

@@ -8,10 +8,14 @@ from itertools import pairwise
 from llmsup.config.flags import owned_flags
 from llmsup.config.listen import is_loopback, parse_listen
 from llmsup.config.schema import Command, Gateway, LlamaServer, Profile, Qdrant, Service
+from llmsup.config.units import duration
 from llmsup.config.wording import Key, choices, named, quoted, suggestion
 
 Finding = tuple[Key, str]
 """A problem: where it stands, and what would be valid there."""
+
+LIVENESS_MIN_S = 2.0
+"""Shorter than this, one look that came late would be a verdict."""
 
 RESERVED = ("gateway", "daemon", "all")
 """Names that a service cannot have: commands and logs use them for something else."""
@@ -55,7 +59,14 @@ def _mode(profile: Profile) -> Iterator[Finding]:
                 yield ("service", name, "depends_on", position), message
 
 
+def _liveness(timeout_s: float, *key: str) -> Iterator[Finding]:
+    if 0 < timeout_s < LIVENESS_MIN_S:
+        message = f'expected {duration(LIVENESS_MIN_S)} or more, or "0s" for never'
+        yield key, f"{message}; got {duration(timeout_s)}"
+
+
 def _gateway(gateway: Gateway) -> Iterator[Finding]:
+    yield from _liveness(gateway.liveness_timeout_s, "gateway", "liveness_timeout")
     said_again = gateway.listen_without_api_keys
     if gateway.api_keys_file is not None and said_again is not None:
         message = "contradicts gateway.api_keys_file; keep one of them"
@@ -87,6 +98,7 @@ def _service(name: str, service: Service) -> Iterator[Finding]:
     if restart.backoff_s > restart.max_backoff_s:
         message = f"longer than max_backoff ({restart.max_backoff_s:g}s)"
         yield (*key, "restart", "backoff"), message
+    yield from _liveness(service.liveness.timeout_s, *key, "liveness", "timeout")
     match service:
         case LlamaServer():
             for position, message in owned_flags(service.args):

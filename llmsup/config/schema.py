@@ -110,6 +110,12 @@ class Restart(Table, frozen=True):
     window_s: Timeout = field(default=600.0, name="window")
 
 
+class Liveness(Table, frozen=True):
+    """How soon a service that hangs is replaced; 0 is never."""
+
+    timeout_s: Seconds = field(default=30.0, name="timeout")
+
+
 class ServiceTable(Table, frozen=True):
     """What every kind of service understands."""
 
@@ -119,6 +125,7 @@ class ServiceTable(Table, frozen=True):
     priority: Priority = 0
     pinned: bool = False
     readiness: Readiness = Readiness()
+    liveness: Liveness = Liveness()
     restart: Restart = Restart()
     stall_timeout_s: Timeout = field(default=60.0, name="stall_timeout")
     start_timeout_s: Timeout = field(default=1800.0, name="start_timeout")
@@ -195,6 +202,7 @@ class Gateway(Table, frozen=True):
     api_keys_file: Text | None = None
     allowed_origins: tuple[Origin, ...] = ()
     envoy: Text | None = None
+    liveness_timeout_s: Seconds = field(default=10.0, name="liveness_timeout")
     drain_timeout_s: Seconds = field(default=30.0, name="drain_timeout")
 
 

@@ -12,7 +12,8 @@ class Outcome(Enum):
     PASSED = "passed"
     LOADING = "loading"  # it answers, and says that its model is not loaded yet
     UNWELL = "unwell"  # it answers, and neither well nor that it is loading
-    FAILED = "failed"  # no answer
+    SILENT = "silent"  # no answer in time
+    FAILED = "failed"  # nobody there, or no proper answer
     UNKNOWN = "unknown"  # the probe could not be made: says nothing about the service
 
 

@@ -25,7 +25,7 @@ async def probe(target: Target, timeout_s: float) -> ProbeResult:
     try:
         return await _ask(target, timeout_s)
     except TimeoutError:
-        reason = f"no answer within {duration(timeout_s)}"
+        return ProbeResult(Outcome.SILENT, f"no answer within {duration(timeout_s)}")
     except ConnectionRefusedError:
         reason = f"connection refused on {_address(target)}"
     except FileNotFoundError:

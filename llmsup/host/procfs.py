@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -12,9 +13,18 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _RCHAR = re.compile(rb"^rchar: (\d+)$", re.MULTILINE)
 _PEAK_RSS_KIB = re.compile(rb"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 _REAL_UID = re.compile(rb"^Uid:\t(\d+)", re.MULTILINE)
+_TRACER = re.compile(rb"^TracerPid:\s+([1-9]\d*)$", re.MULTILINE)
 _RCHAR_STEP_BYTES = 64 * 1024
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process has used so far, those of its children included that have ended."""
+
+    cpu_ticks: int = 0
+    major_faults: int = 0
 
 
 def pids() -> Iterator[int]:
@@ -136,6 +146,28 @@ def descendants(pid: int) -> list[int]:
         for thread in threads:
             found += [int(child) for child in read(parent, f"task/{thread}/children").split()]
     return found
+
+
+def state(pid: int) -> str:
+    """One letter: R, S, D, T (stopped by a signal), t (by a debugger), Z; "" where it has gone."""
+    fields = _fields_after_name(pid)
+    return fields[0].decode() if fields else ""
+
+
+def is_traced(pid: int) -> bool:
+    """Whether a debugger holds it."""
+    return _TRACER.search(read(pid, "status")) is not None
+
+
+def usage(pid: int) -> Usage:
+    """CPU time and pages read from disk; zero where it has gone."""
+    fields = _fields_after_name(pid)
+    if not fields:
+        return Usage()
+    return Usage(
+        cpu_ticks=sum(int(ticks) for ticks in fields[11:15]),
+        major_faults=int(fields[9]) + int(fields[10]),
+    )
 
 
 def work_done(pid: int) -> int:

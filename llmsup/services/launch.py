@@ -31,6 +31,7 @@ class Launch:
     """argv, the variables set over the inherited environment, and what to probe.
 
     `ports` are those the process will listen on; they are seen to be free before it is started.
+    `tells_work`: on the port of its target it has the endpoints of a llama-server.
     """
 
     argv: tuple[str, ...]
@@ -38,6 +39,7 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: Path | None = None
     ports: tuple[int, ...] = ()
+    tells_work: bool = False
 
     @property
     def digest(self) -> str:

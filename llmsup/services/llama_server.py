@@ -32,4 +32,6 @@ def launch(spec: LlamaServer, *, name: str, binary: str, port: int) -> Launch:
         target = Target(Via.TCP, port=port)
     else:
         target = Target(Via.HTTP, port=port, path=spec.readiness.http_get or "/health")
-    return Launch(argv=(*argv, *spec.args), target=target, env=spec.env, ports=(port,))
+    return Launch(
+        argv=(*argv, *spec.args), target=target, env=spec.env, ports=(port,), tells_work=True
+    )

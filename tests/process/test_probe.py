@@ -97,7 +97,8 @@ def test_other_statuses_are_unwell(status: int) -> None:
 
 
 def test_silence_fails_in_time() -> None:
-    assert probed(None, timeout_s=0.05) == failed("no answer within 50ms")
+    silent = ProbeResult(Outcome.SILENT, "no answer within 50ms")
+    assert probed(None, timeout_s=0.05) == silent
 
 
 def test_hanging_up_fails() -> None:

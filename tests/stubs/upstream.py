@@ -10,6 +10,12 @@ header `x-stub` with a JSON object changes one answer:
     status                            answer this status instead of 200
     headers                           extra response headers
     reset                             drop the connection instead of answering
+    busy_s                            compute for so long first, on a whole core
+
+It can stand in for a llama-server, whose other flags it ignores. `/slots` and `/metrics` tell of
+the requests it answers, but nothing while one is computed. After `POST /stub/wedge` it says that
+it is healthy and decodes nothing any more; after `POST /stub/deafen` it does not tell so either,
+and after `POST /stub/mute` it answers nothing at all.
 
 `GET /health` says 503 "Loading model" for the first `--load-s` seconds, as llama-server does, and
 so does every other path. `GET /stub` tells what happened so far: requests by path.
@@ -41,6 +47,12 @@ class Stub:
     interval_ms: float
     ready_at: float
     requests: Counter[str] = field(default_factory=Counter)
+    processing: int = 0
+    decoded: int = 0
+    is_wedged: bool = False
+    is_deaf: bool = False
+    is_mute: bool = False
+    computing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass
@@ -90,14 +102,63 @@ async def answer(stub: Stub, request: Request, writer: asyncio.StreamWriter) -> 
     if request.path == "/stub":
         write_json(writer, 200, {"name": stub.name, "requests": stub.requests})
         return True
+    if request.path in {"/stub/wedge", "/stub/deafen", "/stub/mute"}:
+        stub.is_wedged = True
+        stub.is_deaf = request.path == "/stub/deafen"
+        stub.is_mute = request.path == "/stub/mute"
+        write_json(writer, 200, {"name": stub.name})
+        return True
+    if stub.is_mute:
+        await asyncio.Event().wait()
     if time.monotonic() < stub.ready_at:
         write_json(writer, 503, LOADING)
         return True
     if request.path == "/health":
         write_json(writer, 200, {"status": "ok"})
         return True
+    if request.path in {"/slots", "/metrics"}:
+        await tell_work(stub, request.path, writer)
+        return True
     stub.requests[request.path] += 1
+    stub.processing += 1
+    try:
+        return await infer(stub, request, writer)
+    finally:
+        stub.processing -= 1
+
+
+async def tell_work(stub: Stub, path: str, writer: asyncio.StreamWriter) -> None:
+    """As llama-server does, whose decoding loop answers these; it has one slot."""
+    if stub.is_deaf:
+        await asyncio.Event().wait()
+    async with stub.computing:
+        slot = {"id": 0, "is_processing": stub.processing > 0, "n_decoded": stub.decoded}
+        if path == "/slots":
+            write_json(writer, 200, [slot])
+            return
+        metrics = {
+            "n_decode_total": stub.decoded,
+            "requests_processing": min(stub.processing, 1),
+            "requests_deferred": max(stub.processing - 1, 0),
+        }
+        write_text(writer, "".join(f"llamacpp:{name} {n}\n" for name, n in metrics.items()))
+
+
+def burn(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+async def infer(stub: Stub, request: Request, writer: asyncio.StreamWriter) -> bool:
+    """Answer one inference request. Returns whether the connection may be used again."""
     wish: dict[str, Any] = json.loads(request.headers.get("x-stub", "{}"))
+    if stub.is_wedged:
+        await asyncio.Event().wait()
+    if busy_s := wish.get("busy_s", 0):
+        async with stub.computing:
+            await asyncio.to_thread(burn, busy_s)
+    stub.decoded += 1
     if (delay_ms := wish.get("delay_ms", stub.delay_ms)) > 0:
         await asyncio.sleep(delay_ms / 1000)
     if wish.get("reset"):
@@ -185,11 +246,20 @@ def write_chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
 def write_json(
     writer: asyncio.StreamWriter, status: int, body: object, headers: dict[str, str] | None = None
 ) -> None:
-    data = json.dumps(body).encode()
     extra = "".join(f"{key}: {value}\r\n" for key, value in (headers or {}).items())
+    write_answer(writer, status, "application/json", json.dumps(body).encode(), extra)
+
+
+def write_text(writer: asyncio.StreamWriter, text: str) -> None:
+    write_answer(writer, 200, "text/plain", text.encode())
+
+
+def write_answer(
+    writer: asyncio.StreamWriter, status: int, kind: str, data: bytes, extra: str = ""
+) -> None:
     head = (
         f"HTTP/1.1 {status} {REASONS.get(status, 'Unknown')}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(data)}\r\n{extra}\r\n"
+        f"content-type: {kind}\r\ncontent-length: {len(data)}\r\n{extra}\r\n"
     )
     writer.write(head.encode() + data)
 
@@ -214,10 +284,12 @@ async def main(arguments: argparse.Namespace) -> None:
 
 
 def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="A stub of an OpenAI-compatible model server.")
+    parser = argparse.ArgumentParser(
+        description="A stub of an OpenAI-compatible model server.", allow_abbrev=False
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--name", default="stub")
+    parser.add_argument("--name", "--alias", default="stub")
     parser.add_argument("--delay-ms", type=float, default=0.0, help="before every answer")
     parser.add_argument("--load-s", type=float, default=0.0, help="say 503 for so long at first")
     parser.add_argument("--events", type=int, default=8, help="tokens of a stream")
@@ -227,4 +299,4 @@ def options() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(options().parse_args()))
+        asyncio.run(main(options().parse_known_args()[0]))

@@ -7,6 +7,7 @@ from llmsup.config.rules import findings
 from llmsup.config.schema import (
     Command,
     Gateway,
+    Liveness,
     LlamaServer,
     Profile,
     Qdrant,
@@ -70,6 +71,21 @@ def test_every_cycle_is_listed() -> None:
     assert sorted(result) == ["service.a.depends_on", "service.b.depends_on"]
     assert "a -> a" in result["service.a.depends_on"]
     assert "b -> c -> d -> b" in result["service.b.depends_on"]
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, 2.0, 30.0])
+def test_liveness_is_off_or_long_enough_to_look_more_than_once(timeout_s: float) -> None:
+    chat = LlamaServer(model="/m/chat.gguf", liveness=Liveness(timeout_s=timeout_s))
+    assert of_services(chat=chat) == {}
+    assert of_gateway(Gateway(liveness_timeout_s=timeout_s)) == {}
+
+
+def test_a_liveness_timeout_too_short_to_judge_is_refused() -> None:
+    chat = LlamaServer(model="/m/chat.gguf", liveness=Liveness(timeout_s=0.5))
+    message = 'expected 2s or more, or "0s" for never; got 500ms'
+    assert of_services(chat=chat) == {"service.chat.liveness.timeout": message}
+    gateway = Gateway(liveness_timeout_s=0.5)
+    assert of_gateway(gateway) == {"gateway.liveness_timeout": message}
 
 
 def test_a_long_chain_of_dependencies_is_no_trouble() -> None:

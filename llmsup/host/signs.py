@@ -1,0 +1,30 @@
+"""What the kernel knows of a process and its descendants, without asking them."""
+
+import os
+from dataclasses import dataclass
+
+from llmsup.host import procfs
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Signs:
+    """CPU seconds and major faults of the whole tree; whether its root is stopped by a signal."""
+
+    cpu_s: float
+    faults: int
+    is_stopped: bool
+    is_traced: bool
+
+
+def signs(pid: int) -> Signs:
+    """The signs of `pid` now; all zero where it has gone."""
+    tree = procfs.descendants(pid)
+    usages = [procfs.usage(each) for each in tree]
+    return Signs(
+        cpu_s=sum(usage.cpu_ticks for usage in usages) / _TICKS_PER_S,
+        faults=sum(usage.major_faults for usage in usages),
+        is_stopped=procfs.state(pid) == "T",
+        is_traced=any(map(procfs.is_traced, tree)),
+    )
