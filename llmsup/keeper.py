@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 PORT_RELEASE_TIMEOUT_S = 1.0
 PORT_LOOK_PERIOD_S = 0.01
+LEAVING_LOOK_PERIOD_S = 0.1
 STRAY_GRACE_S = 1.0
 LAST_LINES = 200
 
@@ -34,6 +35,9 @@ Change = Callable[[Service, Service], None]
 
 DrainRequests = Callable[[str], Awaitable[None]]
 """Returns when the named service has no request in flight."""
+
+IsLeaving = Callable[[int], bool]
+"""Whether the process is being ended by this daemon, without being a service's any more."""
 
 
 class Keeper:
@@ -46,11 +50,15 @@ class Keeper:
         *,
         on_change: Change,
         drain_requests: DrainRequests,
+        is_leaving: IsLeaving,
     ) -> None:
         self.unit = unit
+        self.port = unit.port  # that of the process; an adopted one may have been given another
         self.service = _restored(unit, remembered)
+        self._last_port = remembered.port if remembered else None
         self._on_change = on_change
         self._drain_requests = drain_requests
+        self._is_leaving = is_leaving
         self._loop = asyncio.get_running_loop()
         self._mailbox: deque[Event] = deque()
         self._is_stepping = False
@@ -88,10 +96,17 @@ class Keeper:
         process = Process.adopt(found.pid, log=self.unit.log, mark=found.mark)
         if process is None:
             return None
+        is_current = found.digest == launch.digest
+        if not is_current and self._last_port and self.unit.kind != "envoy":
+            # It is probed, and drained, where it listens, until it is replaced. Envoy is told its
+            # address while it lives.
+            self.port = self._last_port
+            target = replace(launch.target, port=self.port)
+            launch = replace(launch, target=target, ports=(self.port,))
         self.post(events.Adopted(found.generation, found.pid))
         offset = logfile.size_bytes(self.unit.log)
         self._attend_to(process, found.generation, launch, offset)
-        return found.digest == launch.digest
+        return is_current
 
     def disown(self) -> None:
         """Let go of the process, which lives on for the next daemon to adopt."""
@@ -152,7 +167,7 @@ class Keeper:
         self._dismiss()
         try:
             launch = self.unit.launch()
-            if _held_port(launch) is None:
+            if _port_holder(launch) is None:
                 self._spawn_now(generation, launch)
             else:
                 self._attend(self._spawn_when_free(generation, launch))
@@ -164,6 +179,7 @@ class Keeper:
         offset = logfile.size_bytes(self.unit.log)
         mark = self.unit.generation_mark(generation)
         process = Process.spawn(launch, log=self.unit.log, mark=mark)
+        self.port = self.unit.port
         self.post(events.Spawned(generation, process.pid))
         self._attend_to(process, generation, launch, offset)
 
@@ -187,11 +203,19 @@ class Keeper:
         await self.wait_swept()
         patience_s = min(PORT_RELEASE_TIMEOUT_S, self.unit.policy.stall_timeout_s / 2)
         deadline = self._loop.time() + patience_s
-        while (held := _held_port(launch)) is not None and self._loop.time() < deadline:
-            await asyncio.sleep(PORT_LOOK_PERIOD_S)
+        while (holder := _port_holder(launch)) is not None:
+            if holder.pid is not None and self._is_leaving(holder.pid):
+                self.post(events.Progressed(generation))
+                self.post(events.ProbeFailed(generation, f"{_held(holder)}, which is being ended"))
+                deadline = self._loop.time() + patience_s
+                await asyncio.sleep(LEAVING_LOOK_PERIOD_S)
+            elif self._loop.time() < deadline:
+                await asyncio.sleep(PORT_LOOK_PERIOD_S)
+            else:
+                break
         try:
-            if held is not None:
-                raise LaunchError(held)
+            if holder is not None:
+                raise LaunchError(_held(holder))
             self._spawn_now(generation, launch)
         except Exception as error:
             self._fail_spawn(generation, error)
@@ -291,9 +315,10 @@ def _restored(unit: Unit, remembered: Remembered | None) -> Service:
     )
 
 
-def _held_port(launch: Launch) -> str | None:
-    """A sentence naming who holds a port that the launch needs, or None."""
-    for port in launch.ports:
-        for owner in ports.owners(port):
-            return f"port {port} is held by {ports.describe(owner)}"
-    return None
+def _port_holder(launch: Launch) -> ports.PortOwner | None:
+    """Who holds a port that the launch needs."""
+    return next((owner for port in launch.ports for owner in ports.owners(port)), None)
+
+
+def _held(owner: ports.PortOwner) -> str:
+    return f"port {owner.port} is held by {ports.describe(owner)}"

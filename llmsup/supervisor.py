@@ -8,7 +8,7 @@ from llmsup.attendance import Unit
 from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, StopAsked
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.host.memory import Remembered
-from llmsup.keeper import Change, DrainRequests, Keeper
+from llmsup.keeper import Change, DrainRequests, IsLeaving, Keeper
 
 
 class Supervisor:
@@ -24,6 +24,7 @@ class Supervisor:
         *,
         on_change: Change,
         drain_requests: DrainRequests,
+        is_leaving: IsLeaving,
     ) -> None:
         self._on_change = on_change
         self._changed = asyncio.Event()
@@ -34,6 +35,7 @@ class Supervisor:
                 remembered.get(unit.name),
                 on_change=self._note_change,
                 drain_requests=drain_requests,
+                is_leaving=is_leaving,
             )
             for unit in units
         }

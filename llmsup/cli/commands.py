@@ -137,6 +137,14 @@ def restart(
 
 
 @app.command()
+def reload() -> None:
+    """Bring about what the profile says now; touch only the services that it changes."""
+    from llmsup.cli import reload as verb
+
+    verb.reload()
+
+
+@app.command()
 def status(
     as_json: Json = False,
     watching: Annotated[bool, typer.Option("--watch", help="Redraw every second.")] = False,
