@@ -8,6 +8,7 @@ rest for ever. While models load, the time-out of the job is moved ahead.
 
 import asyncio
 from collections.abc import Callable
+from enum import Enum
 
 from llmsup.control.wire import ServiceInfo, Status
 from llmsup.host.notify import Notifier, monotonic_us
@@ -15,9 +16,18 @@ from llmsup.host.notify import Notifier, monotonic_us
 EXTENSION_S = 60.0
 EXTEND_EVERY_S = 10.0
 WATCHDOG_SHARE = 0.5
-STATUS_MAX_CHARS = 200
+REASON_MAX_CHARS = 80
 
 _UNDECIDED = frozenset({"starting", "draining", "stopping"})
+
+
+class Phase(Enum):
+    """What the service manager was told."""
+
+    STARTING = "starting"  # nothing yet, or that a reload has begun and was refused
+    READY = "ready"
+    RELOADING = "reloading"  # another daemon tells when that is over
+    STOPPING = "stopping"
 
 
 class Announcer:
@@ -27,8 +37,7 @@ class Announcer:
         self._notifier = notifier
         self._status = status
         self._is_due = False
-        self._is_ready = False
-        self._is_stopping = False
+        self._phase = Phase.STARTING
         self._told = ""
         self._remark = ""
 
@@ -46,26 +55,30 @@ class Announcer:
             asyncio.get_running_loop().call_soon(self._tell)
 
     def note_reloading(self) -> None:
-        """A reload was asked for; `READY` is told again when it is done or refused."""
-        self._notifier.tell(RELOADING="1", MONOTONIC_USEC=monotonic_us())
-        self._is_ready = False
+        """A reload was asked for; READY is told again when it is done or refused."""
+        if self._phase is not Phase.STOPPING:
+            self._notifier.tell(RELOADING="1", MONOTONIC_USEC=monotonic_us())
+            self._phase = Phase.RELOADING
 
     def note_refused(self, reason: str) -> None:
         """The reload was refused and nothing has changed: the status line says so from now on."""
-        self._remark = f"reload refused: {reason}"
+        self._remark = f"reload refused: {_short(reason)}"
+        if self._phase is Phase.RELOADING:
+            self._phase = Phase.STARTING
         self.note_change()
 
     def _tell(self) -> None:
         self._is_due = False
         status = self._status()
-        if status["daemon"]["stopping"] and not self._is_stopping:
-            self._is_stopping = True
+        if status["daemon"]["stopping"] and self._phase is not Phase.STOPPING:
+            self._phase = Phase.STOPPING
             self._notifier.tell(STOPPING="1")
-        line = "; ".join(filter(None, (status_line(status), self._remark)))[:STATUS_MAX_CHARS]
+        line = "; ".join(filter(None, (status_line(status), self._remark)))
         if line != self._told and self._notifier.tell(STATUS=line):
             self._told = line
-        if not self._is_ready and not self._is_stopping and has_settled(status):
-            self._is_ready = self._notifier.tell(READY="1")
+        is_ready = self._phase is Phase.STARTING and has_settled(status)
+        if is_ready and self._notifier.tell(READY="1"):
+            self._phase = Phase.READY
 
     def _ping(self, every_s: float) -> None:
         self._notifier.tell(WATCHDOG="1")
@@ -73,7 +86,7 @@ class Announcer:
 
     def _extend(self) -> None:
         """Loads and drains have bounds of their own: the service manager's must not come first."""
-        if not self._is_ready or self._is_stopping:
+        if self._phase is not Phase.READY:
             self._notifier.tell(EXTEND_TIMEOUT_USEC=str(int(EXTENSION_S * 1e6)))
             self.note_change()  # a datagram that found the socket full is sent again
         asyncio.get_running_loop().call_later(EXTEND_EVERY_S, self._extend)
@@ -109,4 +122,9 @@ def _is_waiting(info: ServiceInfo) -> bool:
 
 def _trouble(info: ServiceInfo) -> str:
     state = "waiting" if _is_waiting(info) else info["state"]
-    return f"{info['service']} {state}" + (f": {info['why']}" if info["why"] else "")
+    return f"{info['service']} {state}" + (f": {_short(info['why'])}" if info["why"] else "")
+
+
+def _short(reason: str) -> str:
+    is_long = len(reason) > REASON_MAX_CHARS
+    return f"{reason[: REASON_MAX_CHARS - 1]}…" if is_long else reason

@@ -77,8 +77,9 @@ class Stack:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._restart: asyncio.Task[None] | None = None
+        self._replacing: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
-        self.on_change: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None  # told of whatever `status` shows
         self.stopped = asyncio.Event()
         self.handed_over = asyncio.Event()
 
@@ -256,10 +257,14 @@ class Stack:
         """
         self._unsettled.difference_update(names)
         self._publish()
-        if self._outdated and not self._unsettled:
-            outdated, self._outdated = self._outdated, frozenset()
-            log.info("restarting %s: the launch has changed", _listed(sorted(outdated)))
-            self._restart = self._keep(self._supervisor.restart_in_order(outdated))
+        if self._outdated and not self._unsettled and self._replacing is None:
+            log.info("restarting %s: the launch has changed", _listed(sorted(self._outdated)))
+            self._replacing = self._restart = self._keep(self._replace_outdated())
+
+    async def _replace_outdated(self) -> None:
+        # Nobody sees a moment in which they are neither outdated nor being restarted.
+        outdated, self._outdated = self._outdated, frozenset()
+        await self._supervisor.restart_in_order(outdated)
 
     async def _end_strays(self, found: Iterable[Found], *, is_routed: bool) -> None:
         """End what is not kept; where the gateway is alive, once it sends it nothing more."""
@@ -295,6 +300,7 @@ class Stack:
         """End a rolling restart: what it would still restart is asked for something else now."""
         if self._restart is not None:
             self._restart.cancel()
+            self._outdated = frozenset()
 
     def _refuse_while_ending(self) -> None:
         if self._ending is not None:
@@ -402,6 +408,7 @@ class Stack:
         task = asyncio.get_running_loop().create_task(_logged(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self.on_change())
         return task
 
 

@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from contextlib import suppress
 
 SOCKET = "NOTIFY_SOCKET"
@@ -21,7 +21,6 @@ class Notifier:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = _address(environ.get(SOCKET, ""))
-        self._socket: socket.socket | None = None
 
     def tell(self, **assignments: str) -> bool:
         """Send `KEY=value` lines in one datagram; returns whether somebody took it."""
@@ -29,12 +28,9 @@ class Notifier:
             return False
         text = "\n".join(f"{key}={' '.join(value.split())}" for key, value in assignments.items())
         try:
-            if self._socket is None:
-                self._socket = socket.socket(
-                    socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
-                )
-                self._socket.setblocking(False)
-            self._socket.sendto(text.encode(errors="replace"), self._address)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
+                to.setblocking(False)
+                to.sendto(text.encode(errors="replace"), self._address)
         except OSError:
             return False
         return True
@@ -55,10 +51,9 @@ def monotonic_us() -> str:
     return str(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
 
 
-def forget(environ: MutableMapping[str, str]) -> None:
-    """Remove the variables: they were meant for another process."""
-    for name in VARIABLES:
-        environ.pop(name, None)
+def without(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for another process than the one that the service manager watches."""
+    return {name: value for name, value in environ.items() if name not in VARIABLES}
 
 
 def _address(text: str) -> str | None:
