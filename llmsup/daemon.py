@@ -30,7 +30,6 @@ from llmsup.stack import SIGNALS, STOP_SIGNALS, Stack
 
 log = logging.getLogger("llmsup.daemon")
 
-
 RELOAD_PATIENCE_S = 5.0
 RELOAD_PAUSE_S = 0.1
 
@@ -39,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run until told to stop; returns the exit status."""
     # It would end us before we listen. One that comes before is a reload after.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
-    faulthandler.enable()  # the watchdog of systemd ends a daemon that is stuck by SIGABRT
+    if sys.stderr is not None:
+        faulthandler.enable()  # the watchdog of systemd ends a daemon that is stuck by SIGABRT
     parser = argparse.ArgumentParser(prog="llmsup.daemon", description=__doc__)
     parser.add_argument("--profile", required=True, help="a profile's name or file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")

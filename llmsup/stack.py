@@ -107,7 +107,8 @@ class Stack:
             log.info("adopted %s", _listed(sorted(taken.adopted)))
             self._journal.write("daemon", why=f"adopted {_listed(sorted(taken.adopted))}")
         self._strays.note(taken.strays)
-        self._keep(self._end_strays(found, is_routed=GATEWAY in taken.adopted))
+        if taken.strays:
+            self._keep(self._end_strays(found, is_routed=GATEWAY in taken.adopted))
         self._supervisor.start((name for name in up if name not in taken.adopted), forgive=False)
         asyncio.get_running_loop().call_later(SETTLE_TIMEOUT_S, self._settle, *self._unsettled)
         self._settle()
@@ -179,8 +180,7 @@ class Stack:
 
     def stop(self, names: tuple[str, ...], *, now: bool) -> Answer:
         """Want services down, drained first unless `now`."""
-        if self.handed_over.is_set():
-            self._refuse_while_ending()
+        self._refuse_once_handed_over()
         services = self._supervisor.services
         up = tuple(name for name in self._known(names) if not services[name].is_down)
         self._keep(self._supervisor.stop_in_order(up, drain=not now))
@@ -305,6 +305,9 @@ class Stack:
     def _refuse_while_ending(self) -> None:
         if self._ending is not None:
             raise UsageError("the stack is stopping", hint="llmsup start, once it has stopped")
+        self._refuse_once_handed_over()
+
+    def _refuse_once_handed_over(self) -> None:
         if self.handed_over.is_set():
             raise LlmsupError("a new daemon takes over just now", hint="try again")
 

@@ -1,6 +1,7 @@
 """`llmsup start`: the profile, the ports, the daemon, and then the wait for the services."""
 
 import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,6 +68,7 @@ def start_in_foreground(source: str | None, overrides: Sequence[str]) -> None:
             f"already up: {daemon['profile']} (daemon pid {daemon['pid']})", hint="llmsup stop"
         )
     argv = daemon_argv(str(_loaded(source, overrides, home).path), overrides)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # until the daemon listens to it
     os.execv(argv[0], argv)  # noqa: S606 - no shell is meant
 
 
