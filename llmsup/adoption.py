@@ -91,7 +91,7 @@ class Remembering:
                 generation=keeper.service.generation,
                 restarts=keeper.service.restarts,
                 deaths=keeper.service.deaths,
-                port=keeper.unit.port,
+                port=keeper.port,
             )
             for name, keeper in self._keepers.items()
         }

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,7 @@ from llmsup.config.paths import make_private
 from llmsup.core import routing
 from llmsup.core.routing import Endpoint, Member, Route, UpstreamList
 from llmsup.errors import GatewayError
+from llmsup.host import envoy_files
 from llmsup.host.admin import Admin, Ask
 from llmsup.host.envoy_needs import require_possible
 from llmsup.host.replace import fingerprint, replace_file
@@ -36,6 +37,8 @@ REWRITE_AFTER_S = 0.25
 REWRITE_MAX_S = 10.0
 LOOK_AGAIN_S = 10.0
 RETRY_S = 1.0
+WARM_MAX_S = 2.0
+LEAVE_AFTER_S = 5.0
 
 OnConfirmed = Callable[[str, float], None]
 
@@ -93,6 +96,8 @@ class Gateway:
         self._pending: dict[str, _Pending] = {}
         self._not_ready: tuple[str, ...] = ()
         self._unwritten: set[Path] = set()
+        self._held: frozenset[Path] = frozenset()  # until Envoy has the clusters that they name
+        self._goes_over_at = 0.0
         self._looked_at = clock()
         self.desired: dict[str, UpstreamList] = {}
         self.published: dict[str, UpstreamList] = {}
@@ -102,16 +107,21 @@ class Gateway:
     def prepare(self, *, takes_over: bool = False) -> None:
         """Write every file Envoy needs to start, with empty lists.
 
-        `takes_over`: an Envoy of an earlier daemon is alive and keeps the lists that it has.
+        `takes_over`: an Envoy of an earlier daemon is alive and keeps the lists that it has. It
+        gets the clusters of new routes before the routes, and those of routes that are no more
+        leave after them: a request never meets a route without its cluster.
         Raises GatewayError where Envoy could not work with them.
         """
         if not takes_over:
             require_possible(self._layout, len(self._routes))
-        last = self._last_lists() if takes_over else {}
+        last = envoy_files.LastGiven()
+        if takes_over:
+            last = envoy_files.read(self._layout, self._routes)
+            self._begin_to_go_over(last.clusters)
         for route in self._routes:
-            self.desired[route.name] = self.published[route.name] = last.get(route.name, ())
+            self.desired[route.name] = self.published[route.name] = last.lists.get(route.name, ())
             self.confirmed[route.name] = None
-        kept = {self._layout.upstreams(name) for name in last}
+        kept = {self._layout.upstreams(name) for name in last.kept if last.kept[name]}
         try:
             for directory in self._layout.directories:
                 make_private(directory)
@@ -126,19 +136,45 @@ class Gateway:
                 hint="see that the disk is not full and the directory belongs to you",
             ) from None
 
-    def _files(self) -> Iterator[tuple[Path, Build]]:
-        """Every file as it should be."""
-        yield from self._documents.lists(self.published)
-        yield from self._documents.tables(self._not_ready)
+    def _begin_to_go_over(self, last: Mapping[str, envoy.Document]) -> None:
+        ours = {envoy.cluster_name(route.name) for route in self._routes}
+        leaving = tuple(cluster for name, cluster in last.items() if name not in ours)
+        self._documents = replace(self._documents, leaving=leaving)
+        is_new = bool(ours - last.keys())
+        if is_new:
+            self._held = frozenset({self._layout.routes, self._layout.listeners})
+        self._goes_over_at = self._clock() + (WARM_MAX_S if is_new else LEAVE_AFTER_S)
+        self._changed.set()
 
-    def _last_lists(self) -> dict[str, UpstreamList]:
-        """The lists on disk, without those that cannot be read."""
-        found = {}
-        for route in self._routes:
-            with suppress(OSError, ValueError):
-                content = self._layout.upstreams(route.name).read_bytes()
-                found[route.name] = envoy_clusters.parse_upstreams(content)
-        return found
+    def _go_over(self, clusters: Clusters | None) -> bool:
+        """Write what is held once Envoy has all clusters, and let go of the old ones after a while.
+
+        Returns whether anything is left to be done.
+        """
+        is_due = self._clock() >= self._goes_over_at
+        ours = {envoy.cluster_name(route.name) for route in self._routes}
+        if self._held and (is_due or ours <= (clusters or {}).keys()):
+            self._unwritten |= self._held
+            self._held = frozenset()
+            self._goes_over_at = self._clock() + LEAVE_AFTER_S
+        elif self._documents.leaving and not self._held and is_due:
+            self._documents = replace(self._documents, leaving=())
+            if not self._try_replace(self._layout.clusters, self._documents.clusters()):
+                self._unwritten.add(self._layout.clusters)
+            envoy_files.remove_others(self._layout, self._routes)
+        return bool(self._held or self._documents.leaving)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether Envoy has been seen to have every list, and was given everything else."""
+        return not (self._pending or self._held or self._unwritten)
+
+    def _files(self) -> Iterator[tuple[Path, Build]]:
+        """Every file as it should be by now."""
+        yield from self._documents.lists(self.published)
+        for path, build in self._documents.tables(self._not_ready):
+            if path not in self._held:
+                yield path, build
 
     def remove(self) -> None:
         """Remove every file. Envoy has ended, and `prepare` comes before the next one."""
@@ -179,7 +215,8 @@ class Gateway:
         written = tuple(filter(self._write_list, routing.diff(self.desired, self.published)))
         if self._unwritten:
             for path, build in self._documents.tables(self._not_ready):
-                if path in self._unwritten and self._try_replace(path, build()):
+                is_due = path in self._unwritten and path not in self._held
+                if is_due and self._try_replace(path, build()):
                     self._unwritten.discard(path)
         return written
 
@@ -263,6 +300,7 @@ class Gateway:
 
         Returns whether anything is left to be done.
         """
+        is_going_over = self._go_over(clusters)
         if self._write_changes():
             self._changed.set()
         self._note(clusters)
@@ -278,7 +316,7 @@ class Gateway:
                 pending.postpone(now)
                 self._mend(route, clusters)
         self._tell_trouble()
-        return bool(self._pending or self.last_error)
+        return bool(self._pending or self.last_error or is_going_over)
 
     def _mend_files(self) -> None:
         """Write again what is no longer as it was written here."""
@@ -293,8 +331,7 @@ class Gateway:
             self._changed.set()
         if envoy.cluster_name(route) not in clusters:
             # Rejected for its list: Envoy does not look again when the list is mended.
-            document = envoy_clusters.clusters(self._layout, self._routes)
-            self._try_replace(self._layout.clusters, document)
+            self._try_replace(self._layout.clusters, self._documents.clusters())
 
     def _has_desired(self, route: str, clusters: Clusters | None) -> bool:
         is_written = self.published[route] == self.desired[route]

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 PORT_RELEASE_TIMEOUT_S = 1.0
 PORT_LOOK_PERIOD_S = 0.01
+LEAVING_LOOK_PERIOD_S = 0.1
 STRAY_GRACE_S = 1.0
 LAST_LINES = 200
 LAST_BYTES = 64 * 1024
@@ -37,6 +38,9 @@ Change = Callable[[Service, Service], None]
 
 DrainRequests = Callable[[str], Awaitable[None]]
 """Returns when the named service has no request in flight."""
+
+IsLeaving = Callable[[int], bool]
+"""Whether the process is being ended by this daemon, without being a service's any more."""
 
 
 class Keeper:
@@ -51,13 +55,17 @@ class Keeper:
         on_death: OnDeath,
         drain_requests: DrainRequests,
         troubles: Troubles,
+        is_leaving: IsLeaving,
     ) -> None:
         self.unit = unit
+        self.port = unit.port  # that of the process; an adopted one may have been given another
         self.service = _restored(unit, remembered)
+        self._last_port = remembered.port if remembered else None
         self._on_change = on_change
         self._on_death = on_death
         self._drain_requests = drain_requests
         self._troubles = troubles
+        self._is_leaving = is_leaving
         self._loop = asyncio.get_running_loop()
         self._mailbox: deque[Event] = deque()
         self._is_stepping = False
@@ -95,8 +103,14 @@ class Keeper:
         process = Process.adopt(found.pid, log=self.unit.log, mark=found.mark)
         if process is None:
             return None
-        self.post(events.Adopted(found.generation, found.pid))
         is_current = found.digest == launch.digest
+        if not is_current and self._last_port and self.unit.kind != "envoy":
+            # It is probed, and drained, where it listens, until it is replaced. Envoy is told its
+            # address while it lives.
+            self.port = self._last_port
+            target = replace(launch.target, port=self.port)
+            launch = replace(launch, target=target, ports=(self.port,))
+        self.post(events.Adopted(found.generation, found.pid))
         self._inquest.note_launch(launch if is_current else None)
         self._inquest.note_process(process.pid, None)
         offset = logfile.size_bytes(self.unit.log)
@@ -183,6 +197,7 @@ class Keeper:
         mark = self.unit.generation_mark(generation)
         process = Process.spawn(launch, log=self.unit.log, mark=mark)
         self._inquest.note_process(process.pid, offset)
+        self.port = self.unit.port
         self.post(events.Spawned(generation, process.pid))
         self._attend_to(process, generation, launch, offset)
 
@@ -207,10 +222,18 @@ class Keeper:
         await self.wait_swept()
         patience_s = min(PORT_RELEASE_TIMEOUT_S, self.unit.policy.stall_timeout_s / 2)
         deadline = self._loop.time() + patience_s
-        while (held := _holder(launch.ports)) is not None and self._loop.time() < deadline:
-            await asyncio.sleep(PORT_LOOK_PERIOD_S)
-        if held is not None:
-            self.post(events.SpawnFailed(generation, held, cause=Cause.PORT_IN_USE))
+        while (holder := _holder(launch.ports)) is not None:
+            if holder.pid is not None and self._is_leaving(holder.pid):
+                self.post(events.Progressed(generation))
+                self.post(events.ProbeFailed(generation, f"{_held(holder)}, which is being ended"))
+                deadline = self._loop.time() + patience_s
+                await asyncio.sleep(LEAVING_LOOK_PERIOD_S)
+            elif self._loop.time() < deadline:
+                await asyncio.sleep(PORT_LOOK_PERIOD_S)
+            else:
+                break
+        if holder is not None:
+            self.post(events.SpawnFailed(generation, _held(holder), cause=Cause.PORT_IN_USE))
             return
         try:
             self._spawn_now(generation, launch)
@@ -269,7 +292,7 @@ class Keeper:
         diagnosis = diagnose(ending)
         if diagnosis.cause in {Cause.PORT_IN_USE, Cause.CANNOT_LISTEN}:
             holder = _holder((*diagnosis.ports, *launch.ports))
-            return with_holder(ending, holder) if holder else diagnosis
+            return with_holder(ending, _held(holder)) if holder else diagnosis
         return diagnosis
 
     def _last_lines(self, log_offset: int) -> list[str]:
@@ -338,9 +361,10 @@ def _restored(unit: Unit, remembered: Remembered | None) -> Service:
     )
 
 
-def _holder(candidates: Iterable[int]) -> str | None:
-    """A sentence naming who listens on one of the ports, or None."""
-    for port in candidates:
-        for owner in ports.owners(port):
-            return f"port {port} is held by {ports.describe(owner)}"
-    return None
+def _holder(candidates: Iterable[int]) -> ports.PortOwner | None:
+    """Who listens on one of the ports."""
+    return next((owner for port in candidates for owner in ports.owners(port)), None)
+
+
+def _held(owner: ports.PortOwner) -> str:
+    return f"port {owner.port} is held by {ports.describe(owner)}"

@@ -6,7 +6,9 @@ from llmsup.core.device import Device
 from llmsup.core.service import ALIVE, Service
 
 
-def service_info(service: Service, unit: Unit, now: float, trouble: str = "") -> ServiceInfo:
+def service_info(
+    service: Service, unit: Unit, port: int | None, now: float, trouble: str = ""
+) -> ServiceInfo:
     """One service at monotonic time `now`; `trouble` is said where it has no reason of its own."""
     is_alive = service.state in ALIVE
     return {
@@ -16,7 +18,7 @@ def service_info(service: Service, unit: Unit, now: float, trouble: str = "") ->
         "state": service.state.value,
         "pid": service.pid if is_alive else None,
         "generation": service.generation,
-        "port": unit.port,
+        "port": port,
         "model": unit.model,
         "gpu_layers": unit.gpu_layers,
         "planned_bytes": None,

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 
 from llmsup import __version__
 from llmsup.adoption import Remembering, take_over
@@ -18,8 +18,8 @@ from llmsup.config.units import duration
 from llmsup.control.wire import Answer, Status, UpstreamsInfo
 from llmsup.core import card
 from llmsup.core.routing import Endpoint, Member, UpstreamList, effective_routes
-from llmsup.core.service import Service, State, Want
-from llmsup.errors import UsageError
+from llmsup.core.service import Policy, Service, State, Want
+from llmsup.errors import LlmsupError, UsageError
 from llmsup.evidence import Evidence
 from llmsup.gateway import Gateway
 from llmsup.host import memory
@@ -27,11 +27,13 @@ from llmsup.host.clocks import read_clocks
 from llmsup.host.journal import Journal
 from llmsup.host.leftovers import home_mark
 from llmsup.host.nvml import Nvml
-from llmsup.host.process import end_marked, find
+from llmsup.host.process import Found, find
 from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.host.shortage import keep_watch
 from llmsup.inquest import Findings
+from llmsup.preflight import load_startable
 from llmsup.snapshot import gpu_info, service_info
+from llmsup.strays import LOOK_PERIOD_S, Strays
 from llmsup.supervisor import Supervisor
 from llmsup.troubles import Troubles
 from llmsup.units import GATEWAY, build, wanted
@@ -42,8 +44,10 @@ EVENTS_MAX_BYTES = 4 * 1024 * 1024
 EVENTS_KEEP = 3
 IN_FLIGHT_PERIOD_S = 0.02
 SETTLE_TIMEOUT_S = 3.0
-STRAY_GRACE_S = 10.0
+CONFIRM_TIMEOUT_S = 2.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
+"""Those that the daemon answers. They are blocked while one takes the place of another."""
 
 
 class Stack:
@@ -55,6 +59,7 @@ class Stack:
         profile = loaded.profile
         self._loaded = loaded
         self._paths = paths
+        self._environ = environ
         self._digest = digest(loaded.path)
         self._started_at = time.monotonic()
         self._wanted = wanted(profile)
@@ -77,6 +82,7 @@ class Stack:
         )
         self._memory = memory.load(paths.memory, str(loaded.path)).services
         last_ports = {name: each.port for name, each in self._memory.items() if each.port}
+        self._strays = Strays()
         self._supervisor = Supervisor(
             build(profile, paths, environ, last_ports),
             self._memory,
@@ -84,6 +90,7 @@ class Stack:
             on_death=self._note_death,
             drain_requests=self._drain_requests,
             troubles=troubles,
+            is_leaving=self._strays.has,
         )
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
         self._outdated: frozenset[str] = frozenset()
@@ -92,7 +99,9 @@ class Stack:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._restart: asyncio.Task[None] | None = None
+        self._replacing: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
+        self.on_change: Callable[[], None] = lambda: None  # told of whatever `status` shows
         self.stopped = asyncio.Event()
         self.handed_over = asyncio.Event()
 
@@ -119,7 +128,9 @@ class Stack:
         if taken.adopted:
             log.info("adopted %s", _listed(sorted(taken.adopted)))
             self._journal.write("daemon", why=f"adopted {_listed(sorted(taken.adopted))}")
-        self._keep(_end_strays(taken.strays))
+        self._strays.note(taken.strays)
+        if taken.strays:
+            self._keep(self._end_strays(found, is_routed=GATEWAY in taken.adopted))
         self._supervisor.start((name for name in up if name not in taken.adopted), forgive=False)
         asyncio.get_running_loop().call_later(SETTLE_TIMEOUT_S, self._settle, *self._unsettled)
         self._settle()
@@ -145,8 +156,8 @@ class Stack:
                 "overrides": list(self._loaded.overrides),
                 "mode": self._loaded.profile.mode,
                 "stopping": self._ending is not None,
-                "restarting": list(self._supervisor.restarting),
                 "troubles": self._troubles.sentences,
+                "restarting": sorted(self._outdated) or list(self._supervisor.restarting),
             },
             gpu=gpu_info(self._card.device),
             gpu_why=self._card.why,
@@ -155,6 +166,7 @@ class Stack:
                 service_info(
                     keeper.service,
                     keeper.unit,
+                    keeper.port,
                     time.monotonic(),
                     self.gateway.last_error if name == GATEWAY else "",
                 )
@@ -196,6 +208,7 @@ class Stack:
 
     def stop(self, names: tuple[str, ...], *, now: bool) -> Answer:
         """Want services down, drained first unless `now`."""
+        self._refuse_once_handed_over()
         services = self._supervisor.services
         up = tuple(name for name in self._known(names) if not services[name].is_down)
         self._keep(self._supervisor.stop_in_order(up, drain=not now))
@@ -231,8 +244,25 @@ class Stack:
             self._supervisor.stop(self._supervisor.services, drain=False)
         return Answer(changed=list(self._supervisor.services), message="stopping")
 
+    async def reload(self) -> Answer:
+        """Have a new daemon bring about what the profile says now.
+
+        Raises ConfigError with everything that is wrong with it; then nothing changes.
+        """
+        self._refuse_while_ending()
+        await asyncio.to_thread(
+            load_startable,
+            str(self._loaded.path),
+            environ=self._environ,
+            overrides=self._loaded.overrides,
+            home=self._paths,
+        )
+        return self.hand_over()
+
     def hand_over(self) -> Answer:
         """Leave everything as it is to a new daemon, which is started at once."""
+        if self.handed_over.is_set():
+            return Answer(changed=[], message="handing over")
         self._refuse_while_ending()
         self._cancel_restart()
         for task in self._tasks:
@@ -241,7 +271,7 @@ class Stack:
             keeper.disown()
         self._remembering.now()
         # Until the new daemon listens to signals: one that comes in between waits for it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._journal.write("daemon", why="hands over to a new one")
         self.handed_over.set()
         return Answer(changed=[], message="handing over")
@@ -255,10 +285,31 @@ class Stack:
         """
         self._unsettled.difference_update(names)
         self._publish()
-        if self._outdated and not self._unsettled:
-            outdated, self._outdated = self._outdated, frozenset()
-            log.info("restarting %s: the launch has changed", _listed(sorted(outdated)))
-            self._restart = self._keep(self._supervisor.restart_in_order(outdated))
+        if self._outdated and not self._unsettled and self._replacing is None:
+            log.info("restarting %s: the launch has changed", _listed(sorted(self._outdated)))
+            self._replacing = self._restart = self._keep(self._replace_outdated())
+
+    async def _replace_outdated(self) -> None:
+        # Nobody sees a moment in which they are neither outdated nor being restarted.
+        outdated, self._outdated = self._outdated, frozenset()
+        await self._supervisor.restart_in_order(outdated)
+
+    async def _end_strays(self, found: Iterable[Found], *, is_routed: bool) -> None:
+        """End what is not kept; where the gateway is alive, once it sends it nothing more."""
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S + CONFIRM_TIMEOUT_S
+        while is_routed and (self._unsettled or not self.gateway.is_settled):
+            if time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(LOOK_PERIOD_S)
+        services = {each.mark: each.service for each in found}
+        await self._strays.end(lambda mark: self._drain_timeout_s(services[mark]))
+
+    def _drain_timeout_s(self, service: str) -> float:
+        """How long the clients of a process that is not kept are waited for."""
+        if service == GATEWAY:
+            return 0.0  # the next one needs its address
+        keeper = self._supervisor.keepers.get(service)
+        return (keeper.unit.policy if keeper else Policy()).drain_timeout_s
 
     async def _end(self, *, drain: bool) -> None:
         try:
@@ -277,10 +328,16 @@ class Stack:
         """End a rolling restart: what it would still restart is asked for something else now."""
         if self._restart is not None:
             self._restart.cancel()
+            self._outdated = frozenset()
 
     def _refuse_while_ending(self) -> None:
         if self._ending is not None:
             raise UsageError("the stack is stopping", hint="llmsup start, once it has stopped")
+        self._refuse_once_handed_over()
+
+    def _refuse_once_handed_over(self) -> None:
+        if self.handed_over.is_set():
+            raise LlmsupError("a new daemon takes over just now", hint="try again")
 
     def _known(self, names: Iterable[str]) -> tuple[str, ...]:
         """The names, seen to be services. Raises UsageError naming the known ones."""
@@ -299,6 +356,7 @@ class Stack:
 
     def _note_change(self, before: Service, after: Service) -> None:
         self._remembering.soon()
+        self.on_change()
         if after.state is not State.STARTING and after.name in self._unsettled:
             self._settle(after.name)
         is_same = before.state is after.state and before.generation == after.generation
@@ -377,9 +435,9 @@ class Stack:
             return
         services = self._supervisor.services
         members = {
-            name: Member(Endpoint("127.0.0.1", keeper.unit.port), services[name].state)
+            name: Member(Endpoint("127.0.0.1", keeper.port), services[name].state)
             for name, keeper in self._supervisor.keepers.items()
-            if keeper.unit.port is not None and name != GATEWAY
+            if keeper.port is not None and name != GATEWAY
         }
         not_ready = tuple(
             name
@@ -422,6 +480,7 @@ class Stack:
         task = asyncio.get_running_loop().create_task(_logged(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self.on_change())
         return task
 
 
@@ -430,12 +489,6 @@ async def _logged(work: Coroutine[object, object, None]) -> None:
         await work
     except Exception:
         log.exception("a background task of the daemon broke")
-
-
-async def _end_strays(marks: Iterable[str]) -> None:
-    for mark in sorted(marks):
-        log.info("ending what is left of %s", mark)
-        await asyncio.to_thread(end_marked, mark, STRAY_GRACE_S)
 
 
 def _routable(upstreams: UpstreamList) -> list[str]:

@@ -9,7 +9,7 @@ from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, St
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.host.memory import Remembered
 from llmsup.inquest import OnDeath
-from llmsup.keeper import Change, DrainRequests, Keeper
+from llmsup.keeper import Change, DrainRequests, IsLeaving, Keeper
 from llmsup.troubles import Troubles
 
 
@@ -29,6 +29,7 @@ class Supervisor:
         on_death: OnDeath,
         drain_requests: DrainRequests,
         troubles: Troubles,
+        is_leaving: IsLeaving,
     ) -> None:
         self._on_change = on_change
         self._changed = asyncio.Event()
@@ -41,6 +42,7 @@ class Supervisor:
                 on_death=on_death,
                 drain_requests=drain_requests,
                 troubles=troubles,
+                is_leaving=is_leaving,
             )
             for unit in units
         }

@@ -95,6 +95,9 @@ class FakeStack:
             raise LlmsupError("not now", hint="later")
         return self._note("restart", services, now=now)
 
+    async def reload(self) -> Answer:
+        return self._note("reload", (), now=False)
+
     def hand_over(self) -> Answer:
         return self._note("hand_over", (), now=False)
 

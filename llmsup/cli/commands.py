@@ -137,6 +137,14 @@ def restart(
 
 
 @app.command()
+def reload() -> None:
+    """Bring about what the profile says now; touch only the services that it changes."""
+    from llmsup.cli import reload as verb
+
+    verb.reload()
+
+
+@app.command()
 def status(
     as_json: Json = False,
     watching: Annotated[bool, typer.Option("--watch", help="Redraw every second.")] = False,
@@ -206,7 +214,7 @@ def upstreams(as_json: Json = False) -> None:
 
 def call(argv: Sequence[str]) -> int:
     """Run one command; returns its exit status. Raises LlmsupError and OutputClosedError."""
-    _mount_profile(argv)
+    _mount_groups(argv)
     command: Any = typer.main.get_command(app)
     _hide_types(command)
     try:
@@ -249,10 +257,11 @@ def _hide_types(command: Any) -> None:
         _hide_types(nested)
 
 
-def _mount_profile(argv: Sequence[str]) -> None:
-    """Add `llmsup profile`, unless another verb is called: it imports all that reads profiles."""
+def _mount_groups(argv: Sequence[str]) -> None:
+    """Add the groups of verbs, unless another verb is called: they import what reads profiles."""
     verbs = {info.callback.__name__ for info in app.registered_commands if info.callback}
     if verbs.union({"version", "--version", "-V"}).isdisjoint(argv[:1]):
-        from llmsup.cli import profile
+        from llmsup.cli import profile, service
 
         app.add_typer(profile.app, name="profile")
+        app.add_typer(service.app, name="service")

@@ -3,17 +3,14 @@
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from llmsup.cli import outcome, terminal
-from llmsup.cli.wait import POLL_SOCKET_S, wait_ready
+from llmsup.cli.wait import wait_ready, wait_replaced
 from llmsup.config.load import load
 from llmsup.config.paths import paths
 from llmsup.control.client import Client
 from llmsup.control.wire import Status
-from llmsup.errors import LlmsupError, NotRunningError, UnknownStateError
-
-DAEMON_TIMEOUT_S = 30.0
+from llmsup.errors import LlmsupError
 
 
 def restart_daemon() -> None:
@@ -30,18 +27,7 @@ def restart_daemon() -> None:
     )
     asked_at = time.monotonic()
     client.hand_over()
-    while True:
-        elapsed_s = time.monotonic() - asked_at
-        with suppress(NotRunningError, UnknownStateError):
-            daemon = client.status()["daemon"]
-            if daemon["uptime_s"] < elapsed_s:
-                break
-        if elapsed_s > DAEMON_TIMEOUT_S:
-            raise UnknownStateError(
-                f"no new daemon has answered for {DAEMON_TIMEOUT_S:g} s",
-                hint=f"its servers go on; see {home.daemon_log}, then llmsup start",
-            )
-        time.sleep(POLL_SOCKET_S)
+    daemon = wait_replaced(home, asked_at)["daemon"]
     terminal.say(f"replaced: daemon pid {daemon['pid']}, version {daemon['version']}")
 
 

@@ -13,6 +13,7 @@ from llmsup.config.paths import Paths
 from llmsup.control.client import Client, daemon_is_alive
 from llmsup.control.wire import Status
 from llmsup.errors import LlmsupError, NotRunningError, UnknownStateError
+from llmsup.host import notify
 from llmsup.host.private import NotOursError, open_private
 
 DAEMON_TIMEOUT_S = 30.0
@@ -52,7 +53,13 @@ def _popen(argv: Sequence[str], home: Paths) -> "tuple[subprocess.Popen[bytes], 
     log, offset = _opened_log(home.daemon_log)
     try:
         daemon = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env=notify.without(os.environ),  # it is not the main process of whatever we run in
+            start_new_session=True,
         )
     except OSError as error:
         raise LlmsupError(f"cannot start {argv[0]}: {error.strerror}") from None

@@ -1,6 +1,7 @@
 """`llmsup start`: the profile, the ports, the daemon, and then the wait for the services."""
 
 import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,18 +10,14 @@ from llmsup.cli import outcome, render, terminal
 from llmsup.cli.spawn import spawn
 from llmsup.cli.wait import reach, wait_daemon_gone, wait_ready
 from llmsup.config.files import digest
-from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded, load
 from llmsup.config.paths import Paths, paths
 from llmsup.config.profiles import default_name, find
-from llmsup.config.schema import Profile, Qdrant
 from llmsup.control.client import Client
 from llmsup.control.command import daemon_argv, log_level
 from llmsup.control.wire import DaemonInfo, ServiceInfo, Status
-from llmsup.errors import ConfigError, LlmsupError, Problem
-from llmsup.host import ports
-from llmsup.host.leftovers import home_mark
-from llmsup.host.process import marked
+from llmsup.errors import LlmsupError
+from llmsup.preflight import load_startable
 
 ANEW = "llmsup stop, then llmsup start"
 
@@ -71,6 +68,7 @@ def start_in_foreground(source: str | None, overrides: Sequence[str]) -> None:
             f"already up: {daemon['profile']} (daemon pid {daemon['pid']})", hint="llmsup stop"
         )
     argv = daemon_argv(str(_loaded(source, overrides, home).path), overrides)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # until the daemon listens to it
     os.execv(argv[0], argv)  # noqa: S606 - no shell is meant
 
 
@@ -85,41 +83,11 @@ def _settled(home: Paths) -> Status | None:
 
 
 def _loaded(source: str | None, overrides: Sequence[str], home: Paths) -> Loaded:
-    """The profile without problems, its ports free. Raises ConfigError and UsageError."""
+    """The profile, fit to be started. Raises ConfigError and UsageError."""
     log_level(os.environ)  # what the daemon would refuse is refused here
-    loaded = load(
-        source or default_name(os.environ),
-        environ=os.environ,
-        overrides=overrides,
-        config_dir=home.config,
+    return load_startable(
+        source or default_name(os.environ), environ=os.environ, overrides=overrides, home=home
     )
-    holders = [
-        (owner, key, port)
-        for key, port in _ports(loaded.profile).items()
-        for owner in ports.owners(port)
-    ]
-    # What a killed daemon left behind is ended by the next one. Looked for last: another start may
-    # be bringing them up just now.
-    own = set(marked(home_mark(home))) if holders else set()
-    problems = [
-        Problem(str(loaded.path), key, f"port {port} is taken by {ports.describe(owner)}")
-        for owner, key, port in holders
-        if owner.pid not in own
-    ]
-    if problems:
-        raise ConfigError(problems, hint="end what holds the port, or choose another one")
-    return loaded
-
-
-def _ports(profile: Profile) -> Mapping[str, int]:
-    """The ports that the profile names, by their keys."""
-    found = {"gateway.listen": parse_listen(profile.gateway.listen)[1]}
-    for name, service in profile.service.items():
-        if service.port is not None:
-            found[f"service.{name}.port"] = service.port
-        if isinstance(service, Qdrant):
-            found[f"service.{name}.grpc_port"] = service.grpc_port
-    return found
 
 
 def _require_same(
@@ -145,7 +113,7 @@ def _require_same(
         options = " ".join(f"--set {text}" for text in in_force) or "no --set"
         raise LlmsupError(f"{up} is up with {options}", hint=ANEW)
     if daemon["profile_digest"] and digest(path) not in {"", daemon["profile_digest"]}:
-        raise LlmsupError(f"{path} has changed since the start", hint=ANEW)
+        raise LlmsupError(f"{path} has changed since the start", hint="llmsup reload")
 
 
 def _by_key(overrides: Sequence[str]) -> dict[str, str]:

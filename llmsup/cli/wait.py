@@ -19,6 +19,7 @@ from llmsup.host import logfile, procfs
 
 SOCKET_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 15.0
+REPLACE_TIMEOUT_S = 30.0
 POLL_SOCKET_S = 0.02
 SIGNAL_PAUSE_S = 0.1
 COMES_UP = "the stack keeps coming up: llmsup status shows it, llmsup stop ends it"
@@ -61,6 +62,23 @@ def reach(paths: Paths) -> Status | None:
                     f"socket for {duration(SOCKET_TIMEOUT_S)}",
                     hint=f"llmsup stop ends it; its log is {paths.daemon_log}",
                 ) from None
+        time.sleep(POLL_SOCKET_S)
+
+
+def wait_replaced(paths: Paths, asked_at: float) -> Status:
+    """Wait until a daemon answers that is younger than `asked_at` (monotonic); its first answer."""
+    client = Client(paths)
+    while True:
+        elapsed_s = time.monotonic() - asked_at
+        with suppress(NotRunningError, UnknownStateError):
+            status = client.status()
+            if status["daemon"]["uptime_s"] < elapsed_s:
+                return status
+        if elapsed_s > REPLACE_TIMEOUT_S:
+            raise UnknownStateError(
+                f"no new daemon has answered for {duration(REPLACE_TIMEOUT_S)}",
+                hint=f"its servers go on; see {paths.daemon_log}, then llmsup start",
+            )
         time.sleep(POLL_SOCKET_S)
 
 

@@ -42,6 +42,9 @@ class Stack(Protocol):
     def restart(self, services: tuple[str, ...], *, now: bool) -> Answer:
         """Want new processes of these; none: all that are wanted. `now` skips the drain."""
 
+    async def reload(self) -> Answer:
+        """Have a new daemon bring about what the profile says now; raises ConfigError."""
+
     def hand_over(self) -> Answer:
         """Leave everything to a new daemon, which takes the place of this one."""
 
@@ -63,7 +66,7 @@ class ShutdownBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of `POST /handover`: empty."""
+    """Body of `POST /reload` and `/handover`: empty."""
 
 
 Body = TypeVar("Body", AskBody, ShutdownBody, NoBody)
@@ -91,6 +94,10 @@ def app(stack: Stack) -> Starlette:
         body = await _body(request, AskBody)
         return _json(stack.restart(body.services, now=body.now))
 
+    async def reload(request: Request) -> Response:
+        await _body(request, NoBody)
+        return _json(await stack.reload())
+
     async def hand_over(request: Request) -> Response:
         await _body(request, NoBody)
         return _json(stack.hand_over())
@@ -106,6 +113,7 @@ def app(stack: Stack) -> Starlette:
             Route("/start", _guarded(start), methods=["POST"]),
             Route("/stop", _guarded(stop), methods=["POST"]),
             Route("/restart", _guarded(restart), methods=["POST"]),
+            Route("/reload", _guarded(reload), methods=["POST"]),
             Route("/handover", _guarded(hand_over), methods=["POST"]),
             Route("/shutdown", _guarded(shut_down), methods=["POST"]),
         ],

@@ -63,6 +63,10 @@ class Client:
         """Want new processes of these; none: of all that are wanted."""
         return self._do("/restart", {"services": list(services), "now": now})
 
+    def reload(self) -> Answer:
+        """Have what the profile says now brought about; raises UsageError with its problems."""
+        return self._do("/reload", {})
+
     def hand_over(self) -> Answer:
         """Have the daemon replaced by a new one that adopts everything."""
         return self._do("/handover", {})
@@ -77,7 +81,9 @@ class Client:
             raise self._unintelligible("an answer that does not say what changed")
         return cast("Answer", answer)
 
-    def _ask(self, method: str, path: str, body: Ask | None = None) -> Any:
+    def _ask(
+        self, method: str, path: str, body: Ask | None = None, *, is_repeated: bool = False
+    ) -> Any:
         self._paths.require_short()
         self._paths.require_own()
         connection = _UnixConnection(self._paths.control_socket, self._timeout_s)
@@ -99,6 +105,9 @@ class Client:
             response = connection.getresponse()
             answer = json.loads(response.read())
         except OSError as error:
+            if method == "GET" and isinstance(error, ConnectionError) and not is_repeated:
+                # Accepted by a daemon that was just giving way to the next.
+                return self._ask(method, path, is_repeated=True)
             raise self._mute(error) from None
         except (http.client.HTTPException, ValueError):
             raise self._unintelligible("something other than JSON over HTTP") from None

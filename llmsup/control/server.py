@@ -30,13 +30,38 @@ class _Server(uvicorn.Server):
         yield
 
 
+class Door:
+    """The listening socket of a served application."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self.is_kept = False
+
+    def keep_over_exec(self) -> int:
+        """Have the next program listen, so that clients wait and none is refused.
+
+        Returns the descriptor for it to `serve` on.
+        """
+        self.is_kept = True
+        self._listener.set_inheritable(True)
+        return self._listener.fileno()
+
+
 @contextlib.asynccontextmanager
-async def serve(app: ASGIApp, socket_path: Path) -> AsyncIterator[None]:
+async def serve(
+    app: ASGIApp, socket_path: Path, inherited: int | None = None
+) -> AsyncIterator[Door]:
     """Serve `app` for the length of the block; connections are accepted from its first line on.
 
-    A stale socket is replaced: whoever calls this holds the daemon's lock. Raises OSError.
+    `inherited`: the descriptor that the program we were before listened on. A stale socket is
+    replaced: whoever calls this holds the daemon's lock. Raises OSError.
     """
-    listener = _listen(socket_path)
+    if inherited is None or not socket_path.exists():
+        spare = _listen(socket_path)
+    else:
+        spare = socket.socket(fileno=inherited)
+        spare.set_inheritable(False)
+    door = Door(spare)
     config = uvicorn.Config(
         app,
         http="h11",
@@ -51,15 +76,17 @@ async def serve(app: ASGIApp, socket_path: Path) -> AsyncIterator[None]:
     )
     server = _Server(config)
     # No await up to the block: what it does first is done before the first request is answered.
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    serving = asyncio.create_task(server.serve(sockets=[spare.dup()]))  # closed by the server
     try:
-        yield
+        yield door
     finally:
-        socket_path.unlink(missing_ok=True)  # first, so that nobody connects and is then cut off
+        if not door.is_kept:
+            socket_path.unlink(missing_ok=True)  # first, so that nobody connects and is cut off
         server.should_exit = True
         server.ending.set()
         await serving
-        listener.close()
+        if not door.is_kept:
+            spare.close()
 
 
 def _listen(path: Path) -> socket.socket:

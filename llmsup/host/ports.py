@@ -5,7 +5,7 @@ import os
 import pwd
 import secrets
 import socket
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +14,20 @@ from llmsup.errors import LaunchError
 from llmsup.host import procfs
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-_LISTEN = "0A"
+_ESTABLISHED, _LISTEN = "01", "0A"
 # Below 32768, where the kernel takes the local ports of outgoing connections from.
 _CHOSEN = range(20000, 32000)
 
 
 @dataclass(frozen=True)
 class PortOwner:
-    """A process with a listening socket, and the socket. `pid` is None where we may not see it."""
+    """A process that listens on `port`, and its socket. `pid` is None where we may not see it."""
 
     pid: int | None
     command: str
     uid: int
     inode: int
+    port: int
 
 
 def owners(port: int) -> list[PortOwner]:
@@ -35,9 +36,11 @@ def owners(port: int) -> list[PortOwner]:
     if not sockets:
         return []
     holders = list(_holders(sockets.keys()))
-    found = [PortOwner(pid, procfs.command(pid), sockets[inode], inode) for pid, inode in holders]
+    found = [
+        PortOwner(pid, procfs.command(pid), sockets[inode], inode, port) for pid, inode in holders
+    ]
     hidden = sockets.keys() - {inode for _, inode in holders}
-    return found + [PortOwner(None, "", sockets[inode], inode) for inode in sorted(hidden)]
+    return found + [PortOwner(None, "", sockets[inode], inode, port) for inode in sorted(hidden)]
 
 
 def describe(owner: PortOwner) -> str:
@@ -88,10 +91,30 @@ def free_port(avoid: Container[int]) -> int:
     )
 
 
-def _listening(port: int) -> dict[int, int]:
-    """Inode and uid of each socket that listens on `port`."""
-    suffix = f":{port:04X}"
-    found = {}
+def listened_to(pids: Iterable[int]) -> frozenset[int]:
+    """The ports on which any of these processes listens."""
+    inodes = {inode for pid in pids for inode in _sockets(pid)}
+    return frozenset(
+        each.port for each in _table() if each.state == _LISTEN and each.inode in inodes
+    )
+
+
+def is_connected_to(ports: Collection[int]) -> bool:
+    """Whether any connection to one of these ports of this machine is open."""
+    return any(each.state == _ESTABLISHED and each.port in ports for each in _table())
+
+
+@dataclass(frozen=True)
+class _Socket:
+    """A TCP socket of this machine: its own port, its state as the kernel writes it, its owner."""
+
+    port: int
+    state: str
+    uid: int
+    inode: int
+
+
+def _table() -> Iterator[_Socket]:
     for table in _TABLES:
         try:
             lines = table.read_text().splitlines()[1:]
@@ -99,9 +122,12 @@ def _listening(port: int) -> dict[int, int]:
             continue
         for line in lines:
             _, local, _, state, _, _, _, uid, _, inode, *_ = line.split()
-            if state == _LISTEN and local.endswith(suffix):
-                found[int(inode)] = int(uid)
-    return found
+            yield _Socket(int(local.rpartition(":")[2], 16), state, int(uid), int(inode))
+
+
+def _listening(port: int) -> dict[int, int]:
+    """Inode and uid of each socket that listens on `port`."""
+    return {it.inode: it.uid for it in _table() if it.state == _LISTEN and it.port == port}
 
 
 def _holders(inodes: Container[int]) -> Iterator[tuple[int, int]]:

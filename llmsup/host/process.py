@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmsup.errors import LaunchError
-from llmsup.host import logfile, procfs
+from llmsup.host import logfile, notify, procfs
 from llmsup.services.launch import Launch
 
 MARK = "LLMSUP_MARK"
@@ -23,8 +23,9 @@ DIGEST = "LLMSUP_LAUNCH"
 """The variable with the digest of the launch: what a process was started as, told by itself."""
 
 # Settings of llama-server that would act behind the profile's back: an inherited API key makes it
-# refuse what the gateway forwards while its /health stays good.
-_SCRUBBED = ("LLAMA_ARG_", "LLAMA_SERVER_", "LLAMA_API_KEY")
+# refuse what the gateway forwards while its /health stays good. And what lets the daemon, and
+# nobody in its name, speak to the service manager.
+_SCRUBBED = ("LLAMA_ARG_", "LLAMA_SERVER_", "LLAMA_API_KEY", *notify.VARIABLES)
 _PASSING_ERRNOS = frozenset(
     {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EIO}
     | {errno.EDQUOT, errno.EROFS, errno.ESTALE}

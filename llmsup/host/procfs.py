@@ -85,6 +85,11 @@ def start_ticks(pid: int) -> int:
     return int(fields[19]) if fields else 0
 
 
+def is_zombie(pid: int) -> bool:
+    """Whether the process has ended and is not reaped yet; False where it has gone."""
+    return _fields_after_name(pid)[:1] == [b"Z"]
+
+
 def boot_id() -> str:
     """Changes with every boot of the machine."""
     try:

@@ -19,9 +19,18 @@ from llmsup.services.envoy import (
 CONCURRENT_MAX = 1024
 
 
-def clusters(layout: Layout, routes: Sequence[Route]) -> Document:
-    """CDS: one cluster for each route, its endpoints in a file of their own."""
-    return discovery(*(_cluster(layout, route) for route in routes))
+def clusters(layout: Layout, routes: Sequence[Route], leaving: Sequence[Document] = ()) -> Document:
+    """CDS: one cluster for each route, its endpoints in a file of their own; then `leaving`."""
+    return discovery(*(_cluster(layout, route) for route in routes), *leaving)
+
+
+def parse_clusters(content: bytes) -> dict[str, Document]:
+    """The clusters of a file that `clusters` made, by name. Raises ValueError for any other."""
+    try:
+        resources: list[Document] = msgspec.json.decode(content)["resources"]
+        return {resource["name"]: resource for resource in resources}
+    except (KeyError, TypeError, msgspec.DecodeError) as error:
+        raise ValueError(f"no clusters: {error}") from None
 
 
 def _cluster(layout: Layout, route: Route) -> Document:

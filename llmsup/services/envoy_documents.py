@@ -15,13 +15,17 @@ Build = Callable[[], Document]
 
 @dataclass(frozen=True)
 class Documents:
-    """What an Envoy is given. Building a document takes longer than naming its file."""
+    """What an Envoy is given. Building a document takes longer than naming its file.
+
+    `leaving`: clusters of an earlier profile, which Envoy may still be sending requests to.
+    """
 
     layout: Layout
     routes: Sequence[Route]
     listen: Endpoint
     api_keys: Sequence[str]
     allowed_origins: Sequence[str] = ()
+    leaving: Sequence[Document] = ()
 
     def lists(self, upstream_lists: Mapping[str, UpstreamList]) -> Iterator[tuple[Path, Build]]:
         """One upstream list for each route."""
@@ -32,10 +36,11 @@ class Documents:
     def tables(self, not_ready: Sequence[str]) -> Iterator[tuple[Path, Build]]:
         """The others. They are written after the lists: a cluster without one stays rejected."""
         layout, keys, origins = self.layout, self.api_keys, self.allowed_origins
-        yield layout.clusters, partial(envoy_clusters.clusters, layout, self.routes)
+        yield layout.clusters, self.clusters
         yield layout.routes, partial(route_table, self.routes, keys, not_ready, origins)
-        yield (
-            layout.listeners,
-            partial(envoy_listener.listeners, layout, self.listen, needs_key=bool(keys)),
-        )
+        yield layout.listeners, partial(envoy_listener.listeners, layout, self.listen)
         yield layout.bootstrap, partial(envoy.bootstrap, layout)
+
+    def clusters(self) -> Document:
+        """One cluster for each route, and those that are leaving."""
+        return envoy_clusters.clusters(self.layout, self.routes, self.leaving)

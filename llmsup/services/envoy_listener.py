@@ -16,14 +16,16 @@ from llmsup.services.envoy_errors import local_replies
 REQUEST_BODY_MAX_BYTES = 64 * 1024 * 1024
 
 
-def listeners(layout: Layout, listen: Endpoint, *, needs_key: bool) -> Document:
+def listeners(layout: Layout, listen: Endpoint) -> Document:
     """LDS: the one listener."""
     filters = [
+        # The keys come with the routes, and enable it. So the listener is the same with and
+        # without keys: old connections would otherwise keep the old filters, and ask for keys that
+        # the new routes do not have.
+        {**http_filter("api_key_auth", "ApiKeyAuth", {}), "disabled": True},
         _json_to_metadata(),
         http_filter("router", "Router", {"suppress_envoy_headers": True}),
     ]
-    if needs_key:
-        filters.insert(0, http_filter("api_key_auth", "ApiKeyAuth", {}))
     manager = {
         "@type": TYPE + "envoy.extensions.filters.network.http_connection_manager.v3."
         "HttpConnectionManager",

@@ -123,8 +123,7 @@ def test_a_profile_that_was_edited_is_not_what_is_up(home: Home, arguments: list
 
     assert (result.returncode, stack.asked) == (1, [])
     assert result.stderr == (
-        f"error: {home.root / 'demo.toml'} has changed since the start\n"
-        "hint: llmsup stop, then llmsup start\n"
+        f"error: {home.root / 'demo.toml'} has changed since the start\nhint: llmsup reload\n"
     )
 
 

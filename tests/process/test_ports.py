@@ -104,7 +104,7 @@ def test_owner_that_cannot_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_owner_of_another_user(uid: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 1000)
 
-    assert ports.describe(PortOwner(None, "", uid, 1)) == words
+    assert ports.describe(PortOwner(None, "", uid, 1, 8001)) == words
 
 
 def test_command_lines_are_cut_to_a_line() -> None:

@@ -28,8 +28,8 @@ def resource(document: dict[str, Any]) -> dict[str, Any]:
     return dict(document["resources"][0])
 
 
-def manager(*, needs_key: bool = False) -> dict[str, Any]:
-    listener = resource(listeners(LAYOUT, LISTEN, needs_key=needs_key))
+def manager() -> dict[str, Any]:
+    listener = resource(listeners(LAYOUT, LISTEN))
     return dict(listener["filter_chains"][0]["filters"][0]["typed_config"])
 
 
@@ -56,7 +56,7 @@ def test_files_are_watched_one_by_one() -> None:
     documents = [
         bootstrap(LAYOUT),
         clusters(LAYOUT, ROUTES),
-        listeners(LAYOUT, LISTEN, needs_key=True),
+        listeners(LAYOUT, LISTEN),
     ]
 
     assert "watched_directory" not in json.dumps(documents)
@@ -118,23 +118,20 @@ def test_no_timeout_cuts_a_long_generation() -> None:
 
 
 def test_port_is_never_shared() -> None:
-    assert resource(listeners(LAYOUT, LISTEN, needs_key=False))["enable_reuse_port"] is False
+    assert resource(listeners(LAYOUT, LISTEN))["enable_reuse_port"] is False
 
 
 def test_bodies_up_to_64_mib_are_kept_for_repetition() -> None:
-    listener = resource(listeners(LAYOUT, LISTEN, needs_key=False))
+    listener = resource(listeners(LAYOUT, LISTEN))
 
     assert listener["per_connection_buffer_limit_bytes"] == 64 * 1024 * 1024
 
 
-def test_key_filter_is_first_and_only_there_with_keys() -> None:
-    def names(*, needs_key: bool) -> list[str]:
-        return [
-            it["name"].rpartition(".")[2] for it in manager(needs_key=needs_key)["http_filters"]
-        ]
+def test_key_filter_is_first_and_the_keys_of_the_routes_enable_it() -> None:
+    filters = manager()["http_filters"]
 
-    assert names(needs_key=True) == ["api_key_auth", "json_to_metadata", "router"]
-    assert names(needs_key=False) == ["json_to_metadata", "router"]
+    assert filters[0]["name"].rpartition(".")[2] == "api_key_auth"
+    assert [it["name"] for it in filters if it.get("disabled")] == [filters[0]["name"]]
 
 
 # --- clusters and lists

@@ -1,0 +1,60 @@
+"""Processes that nothing keeps any more, ended once what they are answering is answered.
+
+The gateway must no longer send them requests by then. Envoy forgets the requests of an upstream
+that is off the lists, so what is looked at are connections: it closes those that are idle.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from llmsup.host import ports
+from llmsup.host.process import carries_mark, end_marked, marked
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 10.0
+LOOK_PERIOD_S = 0.05
+
+
+class Strays:
+    """What an earlier daemon started and this one does not keep, by the marks of generations."""
+
+    def __init__(self) -> None:
+        self._left: set[str] = set()
+
+    def note(self, marks: Iterable[str]) -> None:
+        """These are to be ended."""
+        self._left |= set(marks)
+
+    def has(self, pid: int) -> bool:
+        """Whether the process is one of them. They are ended within a while."""
+        return any(carries_mark(pid, mark) for mark in self._left)
+
+    async def end(self, patience_s: Callable[[str], float]) -> None:
+        """End all. `patience_s(mark)`: how long their clients are waited for, in seconds."""
+        async with asyncio.TaskGroup() as group:
+            for mark in sorted(self._left):
+                group.create_task(self._end(mark, patience_s(mark)))
+
+    async def _end(self, mark: str, patience_s: float) -> None:
+        try:
+            log.info("ending what is left of %s", mark)
+            await _wait_unused(mark, patience_s)
+            await asyncio.to_thread(end_marked, mark, GRACE_S)
+        except Exception:
+            log.exception("what is left of %s could not be ended", mark)
+        finally:
+            self._left.discard(mark)
+
+
+async def _wait_unused(mark: str, patience_s: float) -> None:
+    """Until nobody is connected to a port that processes with this mark listen on."""
+    deadline = time.monotonic() + patience_s
+    theirs = await asyncio.to_thread(ports.listened_to, marked(mark))
+    while theirs and ports.is_connected_to(theirs):
+        if time.monotonic() >= deadline:
+            log.warning("%s still has clients after %g s", mark, patience_s)
+            return
+        await asyncio.sleep(LOOK_PERIOD_S)
