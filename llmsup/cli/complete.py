@@ -21,6 +21,11 @@ def logs(incomplete: str) -> list[str]:
     return _offered(_logs, incomplete)
 
 
+def scenarios(incomplete: str) -> list[str]:
+    """What a drill can break."""
+    return _offered(_scenarios, incomplete)
+
+
 def _offered(names: Callable[[], list[str]], incomplete: str) -> list[str]:
     try:
         return [name for name in names() if name.startswith(incomplete)]
@@ -48,3 +53,9 @@ def _logs() -> list[str]:
     from llmsup.config.paths import paths
 
     return sorted(known(paths()))
+
+
+def _scenarios() -> list[str]:
+    from llmsup.drill.table import NAMES
+
+    return list(NAMES)

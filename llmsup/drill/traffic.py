@@ -170,6 +170,12 @@ class Load:
         await asyncio.gather(*self._tasks)
         return self.records
 
+    async def abandon(self) -> None:
+        """End at once, whatever is in flight."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def within(self, start: float, end: float) -> list[Record]:
         """The records that overlap the time span."""
         return [r for r in self.records if r.sent_at < end and r.answered_at > start]

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from llmsup.drill.traffic import Record
 from llmsup.errors import LlmsupError
 from llmsup.host import procfs
-from tests.chaos.faults import GATEWAY, Fault, may_be_unavailable, takes_gateway
+from tests.chaos.faults import GATEWAY, Fault, Shape, may_be_unavailable, takes_gateway
 from tests.chaos.stack import REVISION, ChaosStack
 from tests.home import Home, is_alive
 
@@ -17,21 +18,17 @@ CONTROL_FDS = 2
 
 def is_whole(stack: ChaosStack) -> str:
     """Every service of the profile is ready as the profile says now, and Envoy has the lists."""
-    home, shape = stack.home, stack.shape
     try:
-        status, upstreams = home.status(), home.upstreams()
+        status, upstreams = stack.home.status(), stack.home.upstreams()
     except LlmsupError as error:
         return error.message
+    return _services_are_whole(stack.shape, status) or _lists_are_whole(stack.shape, upstreams)
+
+
+def _services_are_whole(shape: Shape, status: dict[str, Any]) -> str:
     states = {each["service"]: each["state"] for each in status["services"]}
     if states != dict.fromkeys((GATEWAY, *shape.services), "ready"):
         return f"not all are ready: {states}"
-    lists = {each["route"]: each for each in upstreams}
-    if lists.keys() != shape.routes.keys():
-        return f"routes are {sorted(lists)}, not {sorted(shape.routes)}"
-    for route, services in shape.routes.items():
-        for side in ("desired", "published", "confirmed"):
-            if lists[route][side] != list(services):
-                return f"{route}: {side} is {lists[route][side]}, not {list(services)}"
     for each in status["services"]:
         name = each["service"]
         if each["pid"] is None or not is_alive(each["pid"]):
@@ -39,6 +36,17 @@ def is_whole(stack: ChaosStack) -> str:
         revision = procfs.environ(each["pid"]).get(REVISION.encode(), b"").decode()
         if name != GATEWAY and revision != str(shape.revisions.get(name, 0)):
             return f"{name} runs revision {revision}, not {shape.revisions.get(name, 0)}"
+    return ""
+
+
+def _lists_are_whole(shape: Shape, upstreams: Sequence[dict[str, Any]]) -> str:
+    lists = {each["route"]: each for each in upstreams}
+    if lists.keys() != shape.routes.keys():
+        return f"routes are {sorted(lists)}, not {sorted(shape.routes)}"
+    for route, services in shape.routes.items():
+        for side in ("desired", "published", "confirmed"):
+            if lists[route][side] != list(services):
+                return f"{route}: {side} is {lists[route][side]}, not {list(services)}"
     return ""
 
 
@@ -145,10 +153,10 @@ def unexcused(
 ) -> list[Record]:
     """The failed requests of the route that the fault does not excuse.
 
-    While the gateway is away connections break; from the first answer on it serves again. A 503
-    is honest where every upstream was down and it says when to come again.
+    While the gateway is away connections break; with the first answer of a request sent since then
+    it serves again. A 503 is honest where every upstream was down and it says when to come again.
     """
-    answered = (r.sent_at for r in records if not r.failed and r.sent_at > killed_at)
+    answered = (r.answered_at for r in records if not r.failed and r.sent_at > killed_at)
     served_at = min(answered, default=killed_at)
     return [
         record
