@@ -19,8 +19,8 @@ from llmsup.services.launch import Launch
 GATEWAY = "gateway"
 """The name of Envoy among the services."""
 
-GATEWAY_RESTART = Restart(backoff_s=0.1, max_backoff_s=2.0, max_deaths=20, window_s=60.0)
-"""Nothing is answered without it, and a try costs next to nothing."""
+GATEWAY_RESTART = Restart(backoff_s=0.05, max_backoff_s=1.0, max_deaths=8, window_s=5.0)
+"""Nothing answers without it and it starts in 0.1 s, so it is tried soon, and again and again."""
 
 
 def build(

@@ -210,7 +210,14 @@ def test_it_refuses_what_would_prove_nothing(home: Home) -> None:
 
 def test_it_refuses_a_stack_that_is_not_whole(home: Home) -> None:
     (port,) = free_ports(1)
-    home.write(home.command("slow", stub("children.py", "never-ready", "--port", port), port=port))
+    home.write(
+        home.command(
+            "slow",
+            stub("children.py", "never-ready", "--port", port),
+            port=port,
+            readiness={"http_get": "/health"},
+        )
+    )
     home.start("--no-wait")
     result = home.cli("drill")
     assert result.returncode == 1
