@@ -1,7 +1,6 @@
 """The stack that a drill is about, as it was found, and looking at it while it is broken."""
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -166,15 +165,6 @@ def unready(status: Status) -> list[str]:
         for each in status["services"]
         if each["want"] == "up" and each["state"] != "ready"
     ]
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _of(status: Status, name: str) -> ServiceInfo:

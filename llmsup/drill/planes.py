@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import select
 import signal
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from llmsup.config.files import digest
 from llmsup.control.client import daemon_is_alive
 from llmsup.control.wire import Status
 from llmsup.drill import judgement
-from llmsup.drill.ground import GATEWAY, LOOK_PERIOD_S, WHOLE_TIMEOUT_S, Ground, is_alive
+from llmsup.drill.ground import GATEWAY, LOOK_PERIOD_S, WHOLE_TIMEOUT_S, Ground
 from llmsup.drill.judgement import Allowed, Finding, Span
 from llmsup.drill.report import Broken
 from llmsup.drill.servers import allowed, forgive
@@ -25,6 +26,7 @@ HEADLESS_S = 1.0
 SYSTEMD_PATIENCE_S = 15.0
 SERVES_WITHIN_S = 0.3
 GATEWAY_LOOK_PERIOD_S = 0.002
+KILL_TIMEOUT_S = 5.0
 NO_DISK_S = 1.0
 CLI = "import sys; from llmsup.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
@@ -64,9 +66,7 @@ async def gateway(ground: Ground) -> Broken:
         victim = await ground.service(GATEWAY)
         pid = await ground.pid(GATEWAY)
         began = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
-        while is_alive(pid) and time.monotonic() < began + 1:
-            await asyncio.sleep(GATEWAY_LOOK_PERIOD_S)
+        await asyncio.to_thread(_kill, pid)
         served = Span(began, await _first_answer(ground, WHOLE_TIMEOUT_S))
         await ground.until_replaced(victim, WHOLE_TIMEOUT_S)
     findings = [
@@ -152,6 +152,16 @@ async def _start_daemon(ground: Ground, python: str, environ: dict[str, str]) ->
     )
     _, said = await start.communicate()
     return said.decode(errors="replace").strip() if start.returncode else ""
+
+
+def _kill(pid: int) -> None:
+    """SIGKILL, and seen to have ended: what answers from now on is another process."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        select.select([pidfd], [], [], KILL_TIMEOUT_S)
+    finally:
+        os.close(pidfd)
 
 
 async def _first_answer(ground: Ground, within_s: float) -> float | None:
