@@ -113,6 +113,7 @@ class Leaks:
     def __init__(self, stack: ChaosStack) -> None:
         self._fds = self._open(stack)
         self._files = files(stack.home)
+        self._shared: set[Path] = set()
 
     def no_leaked_fd(self, stack: ChaosStack) -> str:
         """As many descriptors as at first; each service more costs one, its pidfd."""
@@ -128,6 +129,13 @@ class Leaks:
         new = {name for name in files(stack.home) - self._files if "extra" not in name}
         return f"files left behind: {sorted(new)}" if new else ""
 
+    def no_leaked_memory(self, stack: ChaosStack) -> str:
+        """Nothing in /dev/shm that a process of ours had mapped and none has any more."""
+        mapped = {path for pid in stack.home.processes() for path in shared_memory(pid)}
+        self._shared |= mapped
+        left = sorted(str(path) for path in self._shared - mapped if path.exists())
+        return f"shared memory left behind: {left}" if left else ""
+
     @staticmethod
     def _open(stack: ChaosStack) -> int:
         pid = stack.home.daemon_pid()
@@ -138,6 +146,11 @@ def files(home: Home) -> set[str]:
     return {str(path.relative_to(home.root)) for path in home.root.rglob("*")}
 
 
+def shared_memory(pid: int) -> set[Path]:
+    lines = procfs.read(pid, "maps").decode(errors="replace").splitlines()
+    return {Path(line.split(maxsplit=5)[5]) for line in lines if " /dev/shm/" in line}
+
+
 def checks(leaks: Leaks) -> tuple[Callable[[ChaosStack], str], ...]:
     return (
         no_orphan,
@@ -145,6 +158,7 @@ def checks(leaks: Leaks) -> tuple[Callable[[ChaosStack], str], ...]:
         no_leaked_port,
         leaks.no_leaked_fd,
         leaks.no_leaked_file,
+        leaks.no_leaked_memory,
     )
 
 
