@@ -1,6 +1,7 @@
 """The stack that a drill is about, as it was found, and looking at it while it is broken."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from llmsup.control.client import Client as Control
 from llmsup.control.wire import ServiceInfo, Status
 from llmsup.drill.traffic import Client, Load, Record, chat_body
 from llmsup.errors import LlmsupError, NotRunningError, UnknownStateError
+from llmsup.host import procfs
 
 CLIENTS = 2
 PAUSE_S = 0.02
@@ -22,7 +24,6 @@ QUIET_S = 1.0
 LOOK_PERIOD_S = 0.02
 ANSWER_TIMEOUT_S = 120.0
 WHOLE_TIMEOUT_S = 60.0
-GATEWAY = "gateway"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Ground:
 
     async def service(self, name: str) -> ServiceInfo:
         """One service as it is now."""
-        return _of(await self.look(), name)
+        return of(await self.look(), name)
 
     async def daemon_pid(self) -> int:
         """The process of the daemon, which a scenario may have replaced."""
@@ -101,14 +102,16 @@ class Ground:
                 return None
             await asyncio.sleep(LOOK_PERIOD_S)
 
-    async def until_replaced(self, old: ServiceInfo, within_s: float) -> float | None:
-        """When a later generation of the service was ready."""
+    async def until_ready(self, name: str, after: int, within_s: float) -> float | None:
+        """When a generation of the service later than `after` was ready; None where it failed."""
 
-        def is_replaced(status: Status) -> bool:
-            new = _of(status, old["service"])
-            return new["generation"] > old["generation"] and new["state"] == "ready"
+        def is_over(status: Status) -> bool:
+            now = of(status, name)
+            is_ready = now["generation"] > after and now["state"] == "ready"
+            return is_ready or now["state"] == "failed"
 
-        return await self.until(is_replaced, within_s)
+        at = await self.until(is_over, within_s)
+        return at if at is not None and (await self.service(name))["state"] == "ready" else None
 
     async def until_whole(self, within_s: float = WHOLE_TIMEOUT_S) -> float | None:
         """When everything that is wanted was ready."""
@@ -167,5 +170,11 @@ def unready(status: Status) -> list[str]:
     ]
 
 
-def _of(status: Status, name: str) -> ServiceInfo:
+def environ(pid: int) -> dict[str, str]:
+    """The environment that a process was started with."""
+    return {os.fsdecode(key): os.fsdecode(text) for key, text in procfs.environ(pid).items()}
+
+
+def of(status: Status, name: str) -> ServiceInfo:
+    """One service of a snapshot."""
     return next(each for each in status["services"] if each["service"] == name)

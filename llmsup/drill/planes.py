@@ -13,7 +13,7 @@ from llmsup.config.files import digest
 from llmsup.control.client import daemon_is_alive
 from llmsup.control.wire import Status
 from llmsup.drill import judgement
-from llmsup.drill.ground import GATEWAY, LOOK_PERIOD_S, WHOLE_TIMEOUT_S, Ground
+from llmsup.drill.ground import LOOK_PERIOD_S, WHOLE_TIMEOUT_S, Ground, environ, of
 from llmsup.drill.judgement import Allowed, Finding, Span
 from llmsup.drill.report import Broken
 from llmsup.drill.servers import allowed, forgive
@@ -21,6 +21,7 @@ from llmsup.errors import LlmsupError
 from llmsup.host import procfs
 from llmsup.host.fetch import fetch
 from llmsup.services.launch import Target, Via
+from llmsup.units import GATEWAY
 
 HEADLESS_S = 1.0
 SYSTEMD_PATIENCE_S = 15.0
@@ -35,7 +36,7 @@ async def daemon(ground: Ground) -> Broken:
     """SIGKILL to the daemon: nothing needs it to be served, and the next one adopts everything."""
     pid = await ground.daemon_pid()
     python = os.fsdecode(procfs.read(pid, "cmdline").split(b"\0")[0])
-    environ = {os.fsdecode(key): os.fsdecode(text) for key, text in procfs.environ(pid).items()}
+    variables = environ(pid)
     async with ground.traffic() as traffic:
         before = _pids(await ground.look())
         began = time.monotonic()
@@ -44,7 +45,7 @@ async def daemon(ground: Ground) -> Broken:
             await asyncio.sleep(HEADLESS_S)
             asked = time.monotonic()
         finally:
-            said = await asyncio.shield(_start_daemon(ground, python, environ))
+            said = await asyncio.shield(_start_daemon(ground, python, variables))
         whole_at = await ground.until_whole()
         after = _pids(await ground.look())
     away = Span(began, whole_at)
@@ -68,7 +69,7 @@ async def gateway(ground: Ground) -> Broken:
         began = time.monotonic()
         await asyncio.to_thread(_kill, pid)
         served = Span(began, await _first_answer(ground, WHOLE_TIMEOUT_S))
-        await ground.until_replaced(victim, WHOLE_TIMEOUT_S)
+        await ground.until_ready(GATEWAY, victim["generation"], WHOLE_TIMEOUT_S)
     findings = [
         judgement.failures(traffic.records, Allowed.AWAY, served),
         judgement.in_flight(traffic.records, served),
@@ -81,17 +82,19 @@ async def disk(ground: Ground) -> Broken:
     """No byte of the daemon reaches the disk, and a service of the route is stopped meanwhile."""
     pid, first = await ground.daemon_pid(), ground.first
     async with ground.traffic() as traffic:
+        generation = (await ground.service(first))["generation"]
         began = time.monotonic()
         try:
             with without_disk(pid):
                 await asyncio.to_thread(ground.control.stop, [first], now=True)
-                stopped_at = await ground.until(lambda now: _is_stopped(now, first), 60)
+                stopped_at = await ground.until(
+                    lambda now: of(now, first)["state"] == "stopped", WHOLE_TIMEOUT_S
+                )
                 await asyncio.sleep(NO_DISK_S)
         finally:
             await asyncio.to_thread(forgive, ground)
         within_s = ground.spec.start_timeout_s
-        ready_at = await ground.until(lambda now: not _is_stopped(now, first), within_s)
-        away = Span(began, ready_at and await ground.until_whole(within_s))
+        away = Span(began, await ground.until_ready(first, generation, within_s))
         lists_at = await _lists_agree(ground, WHOLE_TIMEOUT_S)
         still = await ground.daemon_pid()
     did = (
@@ -103,7 +106,7 @@ async def disk(ground: Ground) -> Broken:
         judgement.in_flight(traffic.records, away),
         *judgement.meanwhile(traffic.records, away, first),
         Finding("daemon still there", "the same daemon", still == pid),
-        judgement.recovered(f"{first} stopped", Span(began, stopped_at), 60),
+        judgement.recovered(f"{first} stopped", Span(began, stopped_at), WHOLE_TIMEOUT_S),
         judgement.recovered("lists written", Span(began, lists_at), WHOLE_TIMEOUT_S),
         judgement.recovered(f"{first} ready again", away, within_s),
     ]
@@ -130,13 +133,13 @@ def why_no_daemon(ground: Ground) -> str:
     return ""
 
 
-async def _start_daemon(ground: Ground, python: str, environ: dict[str, str]) -> str:
+async def _start_daemon(ground: Ground, python: str, variables: dict[str, str]) -> str:
     """Have a daemon again, as a person of this environment would; systemd's where it keeps ours.
 
     Returns what was said where that failed.
     """
     deadline = time.monotonic() + SYSTEMD_PATIENCE_S
-    while "NOTIFY_SOCKET" in environ and time.monotonic() < deadline:
+    while "NOTIFY_SOCKET" in variables and time.monotonic() < deadline:
         if daemon_is_alive(ground.paths):
             return ""
         await asyncio.sleep(LOOK_PERIOD_S)
@@ -144,7 +147,7 @@ async def _start_daemon(ground: Ground, python: str, environ: dict[str, str]) ->
     sets = [word for text in info["overrides"] for word in ("--set", text)]
     start = await asyncio.create_subprocess_exec(
         *(python, "-P", "-c", CLI, "start", info["profile_path"], *sets),
-        env=environ,
+        env=variables,
         start_new_session=True,  # a Ctrl-C is for the drill alone
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
@@ -191,9 +194,3 @@ async def _lists_agree(ground: Ground, within_s: float) -> float | None:
 
 def _pids(status: Status) -> dict[str, int | None]:
     return {each["service"]: each["pid"] for each in status["services"] if each["want"] == "up"}
-
-
-def _is_stopped(status: Status, name: str) -> bool:
-    return any(
-        each["service"] == name and each["state"] == "stopped" for each in status["services"]
-    )

@@ -1,5 +1,6 @@
 """Runs scenarios one after another on one stack, each from a whole stack to a whole stack."""
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -7,11 +8,11 @@ from contextlib import suppress
 from llmsup.config.load import load
 from llmsup.config.paths import Paths
 from llmsup.control.client import Client as Control
-from llmsup.drill.ground import WHOLE_TIMEOUT_S, Ground, unready
+from llmsup.drill.ground import WHOLE_TIMEOUT_S, Ground, environ, unready
 from llmsup.drill.report import Outcome, Report, judged
 from llmsup.drill.table import Scenario
 from llmsup.errors import LlmsupError
-from llmsup.host import logfile, procfs
+from llmsup.host import logfile
 
 EVENTS_MAX = 2000
 
@@ -23,19 +24,15 @@ async def survey(paths: Paths) -> Ground:
     """
     control = Control(paths)
     status = control.status()
-    if status["daemon"]["stopping"] or (troubles := unready(status)):
-        words = "it is stopping" if status["daemon"]["stopping"] else "; ".join(troubles)
-        raise LlmsupError(
-            f"the stack is not whole: {words}", hint="a drill begins once llmsup status exits 0"
-        )
     daemon = status["daemon"]
-    environ = {
-        key.decode(errors="replace"): text.decode(errors="replace")
-        for key, text in procfs.environ(daemon["pid"]).items()
-    }
+    if troubles := ["it is stopping"] if daemon["stopping"] else unready(status):
+        raise LlmsupError(
+            f"the stack is not whole: {'; '.join(troubles)}",
+            hint="a drill begins once llmsup status exits 0",
+        )
     loaded = load(
         daemon["profile_path"],
-        environ=environ,
+        environ=environ(daemon["pid"]),
         overrides=daemon["overrides"],
         config_dir=paths.config,
     )
@@ -56,15 +53,15 @@ async def survey(paths: Paths) -> Ground:
 
 
 async def run(ground: Ground, scenario: Scenario) -> Report:
-    """Break, look, judge; never raises LlmsupError: that is a failure of the scenario."""
+    """Break, look, judge. What goes wrong on the way is a failure of the scenario."""
     before = ground.control.status()
     began_time = time.time()
     broken = None
     try:
         broken = await scenario.run(ground)
         outcome, line = judged(broken.findings)
-    except LlmsupError as error:
-        outcome, line = Outcome.FAILED, error.message
+    except (LlmsupError, OSError) as error:
+        outcome, line = Outcome.FAILED, str(error)
     if await ground.until_whole(WHOLE_TIMEOUT_S) is None:
         outcome, line = Outcome.FAILED, f"{line} · the stack did not become whole again"
     after = None
@@ -92,8 +89,6 @@ def skipped(scenario: Scenario, why: str) -> Report:
 
 def _events(paths: Paths, since_time: float) -> Sequence[object]:
     """What the journal says since then."""
-    import json  # noqa: PLC0415
-
     found = []
     for line in logfile.tail(paths.events, EVENTS_MAX):
         with suppress(ValueError):

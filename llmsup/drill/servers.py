@@ -10,7 +10,7 @@ from llmsup.config.schema import Restart
 from llmsup.control.wire import Status
 from llmsup.core import backoff
 from llmsup.drill import judgement
-from llmsup.drill.ground import ANSWER_TIMEOUT_S, Ground
+from llmsup.drill.ground import ANSWER_TIMEOUT_S, Ground, of
 from llmsup.drill.judgement import Allowed, Finding, Span
 from llmsup.drill.report import Broken
 from llmsup.drill.traffic import Record
@@ -20,6 +20,7 @@ BURST = 10
 HANG_SLACK_S = 10.0
 """Beyond the liveness timeout: how often is looked, and the kill itself."""
 LIVENESS_TIMEOUT_S = 30.0
+GIVEN_UP_S = 10.0
 MOST_DEATHS = 10
 MOST_BACKOFF_S = 120.0
 
@@ -41,7 +42,8 @@ async def kill(ground: Ground) -> Broken:
         began = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         within_s = ground.spec.start_timeout_s
-        away = Span(began, await ground.until_replaced(victim, within_s))
+        ready_at = await ground.until_ready(ground.first, victim["generation"], within_s)
+        away = Span(began, ready_at)
     did = f"SIGKILL to {ground.first} (pid {pid})"
     back = judgement.recovered(f"{ground.first} ready again", away, within_s)
     return Broken(did, away, traffic.records, [*_felt(ground, traffic.records, away), back])
@@ -66,7 +68,9 @@ async def hang(ground: Ground) -> Broken:
         noticed = Span(began, seen_at)
         ready_at = None
         if seen_at is not None:
-            ready_at = await ground.until_replaced(victim, ground.spec.start_timeout_s)
+            ready_at = await ground.until_ready(
+                ground.first, victim["generation"], ground.spec.start_timeout_s
+            )
         away = Span(began, ready_at)
     did = f"SIGSTOP to {ground.first} (pid {pid})"
     findings = [
@@ -93,21 +97,25 @@ async def crashloop(ground: Ground) -> Broken:
                 killed.append(now["pid"])
                 with suppress(ProcessLookupError):
                     os.kill(now["pid"], signal.SIGKILL)
-            given_up_at = await ground.until(lambda now: _state(now, first) == "failed", 10)
-            given_up = Span(began, given_up_at)
-            why = (await ground.service(first))["why"]
+            given_up = Span(
+                began,
+                await ground.until(lambda now: of(now, first)["state"] == "failed", GIVEN_UP_S),
+            )
+            last = await ground.service(first)
             forgiven = time.monotonic()
         finally:
             await asyncio.to_thread(forgive, ground)
         start_timeout_s = ground.spec.start_timeout_s
-        back_at = await ground.until(lambda now: _state(now, first) == "ready", start_timeout_s)
+        back_at = await ground.until_ready(first, last["generation"], start_timeout_s)
     away = Span(began, back_at)
     did = f"SIGKILL to {len(killed)} processes of {first}, each once it was there: {killed}"
     findings = [
         *_felt(ground, traffic.records, away),
         Finding(f"{len(killed)} deaths"),
         judgement.recovered("given up", given_up, within_s),
-        Finding(why) if why else Finding("says why", "a sentence in status", holds=False),
+        Finding(last["why"])
+        if last["why"]
+        else Finding("says why", "a sentence in status", holds=False),
         judgement.recovered("ready after a start", Span(forgiven, back_at), start_timeout_s),
     ]
     return Broken(did, away, traffic.records, findings)
@@ -164,18 +172,10 @@ def _felt(ground: Ground, records: list[Record], away: Span) -> list[Finding]:
     ]
 
 
-def _state(status: Status, name: str) -> str:
-    return next(each["state"] for each in status["services"] if each["service"] == name)
-
-
-def _pid(status: Status, name: str) -> int | None:
-    return next(each["pid"] for each in status["services"] if each["service"] == name)
-
-
 def _is_another(status: Status, pid: int | None) -> bool:
     return all(each["pid"] != pid for each in status["services"])
 
 
 def _is_fresh_or_failed(status: Status, name: str, killed: list[int]) -> bool:
-    pid = _pid(status, name)
-    return _state(status, name) == "failed" or (pid is not None and pid not in killed)
+    now = of(status, name)
+    return now["state"] == "failed" or (now["pid"] is not None and now["pid"] not in killed)

@@ -4,8 +4,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from llmsup.drill import planes, servers
-from llmsup.drill.ground import GATEWAY, Ground
+from llmsup.drill.ground import Ground
 from llmsup.drill.report import Broken
+from llmsup.units import GATEWAY
 
 PID = "$(llmsup status --json | jq -r '.services[] | select(.service == \"{}\").pid')"
 DAEMON_PID = "$(llmsup status --json | jq -r .daemon.pid)"

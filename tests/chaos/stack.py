@@ -51,16 +51,8 @@ class ChaosStack:
             revision = shape.revisions.get(name, 0)
             port = self.ports[name]
             delay_ms = 2 + revision % 2
-            command = stub(
-                "upstream.py",
-                "--port",
-                port,
-                "--name",
-                name,
-                "--delay-ms",
-                delay_ms,
-                "--reuse-port",
-            )
+            options = ("--port", port, "--name", name, "--delay-ms", delay_ms, "--reuse-port")
+            command = stub("upstream.py", *options)
             env = {REVISION: str(revision)}
             text += Home.command(name, command, port=port, env=env, **KEYS)
         for route, services in shape.routes.items():
