@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 ENGINE_FLAGS := -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DGGML_RPC=ON \
 	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_OPENSSL=OFF
 
-.PHONY: install demo test check format bench docs clean
+.PHONY: install demo test check format bench chaos docs clean
 
 install: $(VENV)/installed
 
@@ -52,6 +52,12 @@ bench: install
 	@$(BIN)/python -m bench.respawn
 	@$(BIN)/python -m bench.status
 	@$(BIN)/python -m bench.idle
+
+# 200 faults, about 15 minutes. A seed repeats a run: make chaos LLMSUP_CHAOS_SEED=7
+chaos: export LLMSUP_CHAOS_FAULTS ?= 200
+chaos: export LLMSUP_CHAOS_SEED ?= $(shell date +%s)
+chaos: install
+	@$(BIN)/python -m pytest -q -s -o faulthandler_timeout=0 tests/chaos
 
 clean:
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,11 +16,11 @@ from collections import Counter
 from pathlib import Path
 
 from bench.figures import line
-from bench.load import Client, Load, Record, chat_body
 from bench.models import gemma
 from llmsup.config.paths import paths
 from llmsup.control import client as control
 from llmsup.control.wire import ServiceInfo, Status
+from llmsup.drill.traffic import Client, Load, Record, chat_body
 from llmsup.errors import LlmsupError
 
 PROFILE = "demo"

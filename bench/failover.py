@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from bench.figures import line, spread, verdict
-from bench.load import Load, chat_body
+from llmsup.drill.traffic import Load, chat_body
 from tests.home import Home, free_ports, stub
 
 CLIENTS = 8

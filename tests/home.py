@@ -111,6 +111,12 @@ class Home:
 
         return dict(Client(self.paths).status())
 
+    def upstreams(self) -> list[dict[str, Any]]:
+        """Each route's list as desired, as published, and as Envoy has it."""
+        from llmsup.control.client import Client  # noqa: PLC0415 - tests of it import it first
+
+        return [dict(each) for each in Client(self.paths).upstreams()]
+
     def service(self, name: str) -> dict[str, Any]:
         """One service as `status` has it."""
         return next(each for each in self.status()["services"] if each["service"] == name)

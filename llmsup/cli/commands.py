@@ -5,6 +5,7 @@ A verb's module is imported when the verb is called, so that none waits for what
 # ruff: noqa: PLC0415
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -210,6 +211,29 @@ def upstreams(as_json: Json = False) -> None:
     from llmsup.cli import upstreams as verb
 
     verb.upstreams(as_json=as_json)
+
+
+@app.command()
+def drill(
+    scenarios: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SCENARIO",
+            help="load, kill, hang, daemon, gateway, disk or crashloop. Default: all of them "
+            "that let no request fail here.",
+            autocompletion=complete.scenarios,
+        ),
+    ] = None,
+    as_json: Json = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where the evidence goes."),
+    ] = None,
+) -> None:
+    """Break the stack on purpose under light traffic, and show what requests felt."""
+    from llmsup.cli import drill as verb
+
+    raise typer.Exit(verb.drill(scenarios or (), as_json=as_json, out=out))
 
 
 def call(argv: Sequence[str]) -> int:

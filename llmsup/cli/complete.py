@@ -26,6 +26,11 @@ def deaths(incomplete: str) -> list[str]:
     return _offered(_deaths, incomplete)
 
 
+def scenarios(incomplete: str) -> list[str]:
+    """What a drill can break."""
+    return _offered(_scenarios, incomplete)
+
+
 def _offered(names: Callable[[], list[str]], incomplete: str) -> list[str]:
     try:
         return [name for name in names() if name.startswith(incomplete)]
@@ -60,3 +65,9 @@ def _deaths() -> list[str]:
     from llmsup.config.paths import paths
 
     return known(paths())
+
+
+def _scenarios() -> list[str]:
+    from llmsup.drill.table import NAMES
+
+    return list(NAMES)

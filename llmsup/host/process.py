@@ -235,6 +235,7 @@ def end_marked(prefix: str, grace_s: float) -> int:
                     with suppress(ProcessLookupError, PermissionError):
                         signal.pidfd_send_signal(pidfd, number)
             _wait_ended(pidfds.values(), timeout_s)
+            _reap(pidfds.values())
         signals, timeout_s = [signal.SIGKILL], _KILL_TIMEOUT_S
     return len(found)
 
@@ -282,6 +283,13 @@ def _wait_ended(pidfds: Iterable[int], timeout_s: float) -> None:
         for pidfd, _ in poll.poll(left_s * 1000):
             poll.unregister(pidfd)
             waiting.discard(pidfd)
+
+
+def _reap(pidfds: Iterable[int]) -> None:
+    """Those that have ended and are children of ours: the daemon we were before started them."""
+    for pidfd in pidfds:
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
 
 
 @contextmanager

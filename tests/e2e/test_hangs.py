@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from bench.load import Client, Load, chat_body
+from llmsup.drill.traffic import Client, Load, chat_body
 from tests.e2e.conftest import real_stack
 from tests.home import Home, wait_until
 

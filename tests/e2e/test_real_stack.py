@@ -10,8 +10,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from bench.load import Client, Load, chat_body
 from bench.models import smollm2
+from llmsup.drill.traffic import Client, Load, chat_body
 from tests.e2e.conftest import real_stack
 from tests.home import Home, wait_until
 

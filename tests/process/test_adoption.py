@@ -13,8 +13,8 @@ from functools import partial
 
 import pytest
 
-from bench.load import Load, chat_body
 from llmsup.control.client import Client
+from llmsup.drill.traffic import Load, chat_body
 from llmsup.errors import LlmsupError
 from tests.home import LLMSUP, STUBS, Home, free_ports, is_alive, stub, wait_until
 from tests.process.test_stack import ask, dual

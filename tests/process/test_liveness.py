@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from bench.load import Load, Record, chat_body
+from llmsup.drill.traffic import Load, Record, chat_body
 from tests.home import STUBS, Home, free_ports, stub, wait_until
 
 BOUND_S = 3.0

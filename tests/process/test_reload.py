@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.load import Load, chat_body
 from llmsup.control.client import Client
+from llmsup.drill.traffic import Load, chat_body
 from tests.home import LLMSUP, Home, free_ports, is_alive, stub, wait_until
 from tests.process.test_adoption import foreground, pids
 from tests.process.test_stack import ask, dual

@@ -278,6 +278,7 @@ async def main(arguments: argparse.Namespace) -> None:
         arguments.port,
         limit=BUFFER_BYTES,
         backlog=socket.SOMAXCONN,
+        reuse_port=arguments.reuse_port,
     )
     async with server:
         await server.serve_forever()
@@ -290,6 +291,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", "--alias", default="stub")
+    parser.add_argument("--reuse-port", action="store_true", help="SO_REUSEPORT, as llama-server")
     parser.add_argument("--delay-ms", type=float, default=0.0, help="before every answer")
     parser.add_argument("--load-s", type=float, default=0.0, help="say 503 for so long at first")
     parser.add_argument("--events", type=int, default=8, help="tokens of a stream")
