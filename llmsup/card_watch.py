@@ -14,6 +14,8 @@ from llmsup.core.device import Absence, Device, NoDevice, Reading
 PERIOD_S = 5.0
 LOOK_AGAIN_S = 60.0
 FRESH_S = 1.0
+BUSY_PERCENT = 5
+"""Below it a desktop is drawn; a server that computes takes much more."""
 
 
 class CardWatch:
@@ -36,6 +38,12 @@ class CardWatch:
     def device(self) -> Device | None:
         """The card as it was read last; None where the last reading found none."""
         return self.reading if isinstance(self.reading, Device) else None
+
+    @property
+    def is_busy(self) -> bool | None:
+        """Whether it computed lately, for whomever; None where that is not known."""
+        percent = None if self.device is None else self.device.utilization_percent
+        return None if percent is None else percent >= BUSY_PERCENT
 
     @property
     def why(self) -> str:

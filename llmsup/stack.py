@@ -84,7 +84,7 @@ class Stack:
         last_ports = {name: each.port for name, each in self._memory.items() if each.port}
         self._strays = Strays()
         self._supervisor = Supervisor(
-            build(profile, paths, environ, last_ports),
+            build(profile, paths, environ, last_ports, lambda: self._card.is_busy),
             self._memory,
             on_change=self._note_change,
             on_death=self._note_death,

@@ -1,6 +1,6 @@
 """A profile to units: what the supervisor keeps, with binaries and ports filled in."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from llmsup.attendance import Unit
@@ -32,7 +32,11 @@ GATEWAY_RESTART = Restart(backoff_s=0.05, max_backoff_s=1.0, max_deaths=8, windo
 
 
 def build(
-    profile: Profile, paths: Paths, environ: Mapping[str, str], last_ports: Mapping[str, int]
+    profile: Profile,
+    paths: Paths,
+    environ: Mapping[str, str],
+    last_ports: Mapping[str, int],
+    is_gpu_busy: Callable[[], bool | None],
 ) -> tuple[Unit, ...]:
     """The gateway's unit and one for each service of the profile, in its order.
 
@@ -50,7 +54,7 @@ def build(
             is_ours = last is not None and last not in taken and _is_ours(last, home_mark(paths))
             port = last if last is not None and is_ours else ports.free_port(taken)
             taken.add(port)
-        units.append(_unit(name, service, port, paths, environ))
+        units.append(_unit(name, service, port, paths, environ, is_gpu_busy))
     return tuple(units)
 
 
@@ -91,7 +95,12 @@ def _policy(service: Service) -> Policy:
 
 
 def _unit(
-    name: str, service: Service, port: int | None, paths: Paths, environ: Mapping[str, str]
+    name: str,
+    service: Service,
+    port: int | None,
+    paths: Paths,
+    environ: Mapping[str, str],
+    is_gpu_busy: Callable[[], bool | None],
 ) -> Unit:
     def launch() -> Launch:
         match service:
@@ -114,11 +123,16 @@ def _unit(
         policy=_policy(service),
         readiness=service.readiness,
         liveness=service.liveness,
+        is_gpu_busy=is_gpu_busy if _uses_card(service) else lambda: None,
         depends_on=service.depends_on,
         port=port,
         model=Path(service.model).name if isinstance(service, LlamaServer) else None,
         gpu_layers=service.gpu_layers if isinstance(service, LlamaServer) else None,
     )
+
+
+def _uses_card(service: Service) -> bool:
+    return isinstance(service, LlamaServer) and service.gpu_layers != 0
 
 
 def _created(directory: Path) -> Path:
