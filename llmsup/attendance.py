@@ -44,6 +44,8 @@ class Unit:
     port: int | None = None
     model: str | None = None
     gpu_layers: int | str | None = None
+    prepare: Callable[[], None] | None = None
+    """Finds out what `launch` only looks up. It may take a second: call it in a thread."""
 
     def generation_mark(self, generation: int) -> str:
         """The mark of one generation; closed, so that 1 is no prefix of 10."""

@@ -73,6 +73,7 @@ async def _run(loaded: Loaded, home: Paths) -> bool:
     reap()
     stack = Stack(loaded, home, os.environ)
     _follow_signals(stack)
+    await stack.prepare()  # first: who asks meanwhile would see services that nobody wants
     async with serve(app(stack), home.control_socket):
         stack.begin()
         log.info("up pid=%d profile=%s", os.getpid(), loaded.name)

@@ -19,6 +19,7 @@ import msgspec
 from llmsup.core import routing
 from llmsup.core.routing import Endpoint, Member, Route, UpstreamList
 from llmsup.errors import GatewayError
+from llmsup.host import envoy_hold
 from llmsup.host.admin import Admin, Ask
 from llmsup.host.envoy_needs import require_possible
 from llmsup.host.replace import fingerprint, replace_file
@@ -76,7 +77,9 @@ class Gateway:
     ) -> None:
         self._layout = envoy.Layout(directory)
         self._routes = routes
-        self._documents = Documents(self._layout, routes, Endpoint(*listen), api_keys)
+        self._documents = Documents(
+            self._layout, routes, Endpoint(*listen), api_keys, envoy_hold.module()
+        )
         self._write = write
         self._fingerprint = fingerprint
         self._written: dict[Path, object] = {}
@@ -280,8 +283,8 @@ class Gateway:
             self._changed.set()
         if envoy.cluster_name(route) not in clusters:
             # Rejected for its list: Envoy does not look again when the list is mended.
-            document = envoy_clusters.clusters(self._layout, self._routes)
-            self._try_replace(self._layout.clusters, document)
+            for path, build in self._documents.clusters():
+                self._try_replace(path, build())
 
     def _has_desired(self, route: str, clusters: Clusters | None) -> bool:
         is_written = self.published[route] == self.desired[route]

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from llmsup import __version__
 from llmsup.adoption import Remembering, take_over
@@ -16,7 +17,7 @@ from llmsup.config.paths import Paths
 from llmsup.control.wire import Answer, Status, UpstreamsInfo
 from llmsup.core.routing import Endpoint, Member, UpstreamList, effective_routes
 from llmsup.core.service import Service, State, Want
-from llmsup.errors import UsageError
+from llmsup.errors import LaunchError, UsageError
 from llmsup.gateway import Gateway
 from llmsup.host import memory
 from llmsup.host.journal import Journal
@@ -73,6 +74,13 @@ class Stack:
         self._ending: asyncio.Task[None] | None = None
         self.stopped = asyncio.Event()
         self.handed_over = asyncio.Event()
+
+    async def prepare(self) -> None:
+        """Find out, once for each version of a program, what a launch has to know of it."""
+        for keeper in self._supervisor.keepers.values():
+            if keeper.unit.prepare is not None:
+                with suppress(LaunchError):  # the launch says it, too
+                    await asyncio.to_thread(keeper.unit.prepare)
 
     def begin(self) -> None:
         """Take over what is alive, bring up what else is wanted, and see to it from now on.

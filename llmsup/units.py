@@ -10,7 +10,7 @@ from llmsup.config.schema import Command, LlamaServer, Profile, Qdrant, Service
 from llmsup.core.routing import Endpoint
 from llmsup.core.service import Policy
 from llmsup.errors import LaunchError
-from llmsup.host import binaries, ports
+from llmsup.host import binaries, envoy_hold, ports
 from llmsup.host.leftovers import home_mark
 from llmsup.host.process import carries_mark
 from llmsup.services import command, envoy, llama_server, qdrant
@@ -119,9 +119,19 @@ def _created(directory: Path) -> Path:
 
 def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit:
     listen = Endpoint(*parse_listen(profile.gateway.listen))
+    may_hold = profile.gateway.hold_streams == "auto"
+
+    def binary() -> str:
+        return binaries.envoy(profile.gateway.envoy, environ)
 
     def launch() -> Launch:
-        return envoy.launch(binaries.envoy(profile.gateway.envoy, environ), paths.gateway, listen)
+        program = binary()
+        holds = may_hold and envoy_hold.is_known_to_hold(program, paths.hold_answer)
+        return envoy.launch(program, paths.gateway, listen, holds=holds)
+
+    def prepare() -> None:
+        if may_hold:
+            envoy_hold.learn(binary(), paths.hold_answer)
 
     return Unit(
         name=GATEWAY,
@@ -131,4 +141,5 @@ def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit
         mark=f"{home_mark(paths)}{GATEWAY}:",
         policy=Policy(drain_timeout_s=profile.gateway.drain_timeout_s),
         port=listen.port,
+        prepare=prepare,
     )

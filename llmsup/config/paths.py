@@ -53,6 +53,11 @@ class Paths:
         return self.state / "memory.json"
 
     @property
+    def hold_answer(self) -> Path:
+        """Whether the Envoy that was asked last can hold streams."""
+        return self.state / "hold.json"
+
+    @property
     def events(self) -> Path:
         """State changes and publications, one JSON object a line."""
         return self.state / "events.jsonl"

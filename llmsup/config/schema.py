@@ -169,6 +169,7 @@ class Gateway(Table, frozen=True):
     listen_without_api_keys: str | None = None
     api_keys_file: Text | None = None
     envoy: Text | None = None
+    hold_streams: Literal["auto", "off"] = "auto"
     drain_timeout_s: Seconds = field(default=30.0, name="drain_timeout")
 
 

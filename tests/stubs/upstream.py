@@ -10,6 +10,9 @@ header `x-stub` with a JSON object changes one answer:
     status                            answer this status instead of 200
     headers                           extra response headers
     reset                             drop the connection instead of answering
+    raw                               write this text as the whole answer
+    close                             drop the connection after the answer
+    prefill_ms                        the time between a stream's headers and its first event
 
 `GET /health` says 503 "Loading model" for the first `--load-s` seconds, as llama-server does, and
 so does every other path. `GET /stub` tells what happened so far: requests by path.
@@ -102,14 +105,16 @@ async def answer(stub: Stub, request: Request, writer: asyncio.StreamWriter) -> 
         await asyncio.sleep(delay_ms / 1000)
     if wish.get("reset"):
         return False
-    if wants_stream(request.body):
-        events = wish.get("events", stub.events)
-        await write_events(stub, writer, events, wish.get("interval_ms", stub.interval_ms))
-        return True
-    status = wish.get("status", 200)
-    body = error(status) if status >= 400 else completion(stub, request)
-    write_json(writer, status, body, wish.get("headers", {}))
-    return True
+    if "raw" in wish:
+        writer.write(wish["raw"].encode("latin-1"))
+        await writer.drain()
+    elif wants_stream(request.body):
+        await write_events(stub, writer, wish)
+    else:
+        status = wish.get("status", 200)
+        body = error(status) if status >= 400 else completion(stub, request)
+        write_json(writer, status, body, wish.get("headers", {}))
+    return not wish.get("close")
 
 
 def wants_stream(body: bytes) -> bool:
@@ -162,15 +167,14 @@ def event(stub: Stub, delta: dict[str, str], finish: str | None) -> bytes:
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
-async def write_events(
-    stub: Stub, writer: asyncio.StreamWriter, events: int, interval_ms: float
-) -> None:
+async def write_events(stub: Stub, writer: asyncio.StreamWriter, wish: dict[str, Any]) -> None:
     """Headers at once, as llama-server sends them, then one event every `interval_ms`."""
     writer.write(
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     )
-    for number in range(events):
-        await asyncio.sleep(interval_ms / 1000)
+    await asyncio.sleep(wish.get("prefill_ms", 0) / 1000)
+    for number in range(wish.get("events", stub.events)):
+        await asyncio.sleep(wish.get("interval_ms", stub.interval_ms) / 1000)
         write_chunk(writer, event(stub, {"content": f"{stub.name}-{number} "}, None))
         await writer.drain()
     write_chunk(writer, event(stub, {}, "stop"))

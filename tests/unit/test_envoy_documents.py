@@ -51,6 +51,24 @@ def test_admin_is_a_private_socket() -> None:
     assert address == {"pipe": {"path": str(LAYOUT.admin_socket), "mode": 0o600}}
 
 
+def test_only_an_envoy_that_can_hold_streams_is_given_the_filter() -> None:
+    assert "wasm" not in json.dumps(clusters(LAYOUT, ROUTES))
+    assert all("wasm" in json.dumps(each) for each in clusters(LAYOUT, ROUTES, b"x")["resources"])
+    for holds, file in ((False, LAYOUT.clusters), (True, LAYOUT.holding_clusters)):
+        sources = bootstrap(LAYOUT, holds=holds)["dynamic_resources"]
+        assert sources["cds_config"]["path_config_source"]["path"] == str(file)
+
+
+def test_headers_are_held_next_to_the_client_of_those_that_name_the_service() -> None:
+    """Answers pass the filters from the last to the first: the names are those of who answered."""
+    (cluster, *_) = clusters(LAYOUT, ROUTES, b"x")["resources"]
+    (options,) = cluster["typed_extension_protocol_options"].values()
+
+    names = [each["name"].rpartition(".")[2] for each in options["http_filters"]]
+
+    assert names == ["wasm", "header_mutation", "upstream_codec"]
+
+
 def test_files_are_watched_one_by_one() -> None:
     """A watched directory makes Envoy read every list at each rename."""
     documents = [
@@ -325,8 +343,8 @@ def test_files_are_written_in_an_order_that_envoy_can_read(tmp_path: Path) -> No
     gateway.prepare()
 
     lists = [f"{cluster_name(route.name)}.json" for route in ROUTES]
-    rest = ["clusters.json", "routes.json", "listeners.json", "bootstrap.json"]
-    assert order == lists + rest
+    tables = ["clusters.json", "clusters.hold.json", "routes.json", "listeners.json"]
+    assert order == lists + tables + ["bootstrap.json", "bootstrap.hold.json"]
 
 
 def test_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
