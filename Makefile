@@ -52,6 +52,7 @@ bench: install
 	@$(BIN)/python -m bench.respawn
 	@$(BIN)/python -m bench.status
 	@$(BIN)/python -m bench.hold
+	@$(BIN)/python -m bench.gateway_kill
 
 clean:
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

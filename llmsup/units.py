@@ -6,7 +6,7 @@ from pathlib import Path
 from llmsup.attendance import Unit
 from llmsup.config.listen import parse_listen
 from llmsup.config.paths import Paths
-from llmsup.config.schema import Command, LlamaServer, Profile, Qdrant, Service
+from llmsup.config.schema import Command, LlamaServer, Profile, Qdrant, Restart, Service
 from llmsup.core.routing import Endpoint
 from llmsup.core.service import Policy
 from llmsup.errors import LaunchError
@@ -18,6 +18,9 @@ from llmsup.services.launch import Launch
 
 GATEWAY = "gateway"
 """The name of Envoy among the services."""
+
+GATEWAY_RESTART = Restart(backoff_s=0.05, max_backoff_s=1.0, max_deaths=8, window_s=5.0)
+"""Nothing answers without it and it starts in 0.1 s, so it is tried soon, and again and again."""
 
 
 def build(
@@ -139,7 +142,7 @@ def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit
         launch=launch,
         log=paths.service_log(GATEWAY),
         mark=f"{home_mark(paths)}{GATEWAY}:",
-        policy=Policy(drain_timeout_s=profile.gateway.drain_timeout_s),
+        policy=Policy(restart=GATEWAY_RESTART, drain_timeout_s=profile.gateway.drain_timeout_s),
         port=listen.port,
         prepare=prepare,
     )
