@@ -22,10 +22,12 @@ from llmsup.errors import GatewayError
 from llmsup.host import envoy_hold
 from llmsup.host.admin import Admin, Ask
 from llmsup.host.envoy_needs import require_possible
+from llmsup.host.envoy_trial import refusal
 from llmsup.host.replace import fingerprint, replace_file
 from llmsup.services import envoy, envoy_clusters
 from llmsup.services.envoy_admin import Clusters, has, services
 from llmsup.services.envoy_documents import Build, Documents
+from llmsup.services.launch import Launch
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +124,29 @@ class Gateway:
                 hint="see that the disk is not full and the directory belongs to you",
             ) from None
 
+    def trial(self, launch: Launch) -> str:
+        """What the Envoy of `launch` says against its files, empty for nothing. Blocks for 0.1 s.
+
+        Raises LaunchError, as `envoy_trial.refusal`.
+        """
+        holds = str(self._layout.holding_bootstrap) in launch.argv
+        path = self._layout.temporary / "trial.json"
+        content = msgspec.json.encode(self._documents.trial(holds=holds))
+        try:
+            self._write(path, path.with_suffix(".new"), content)
+        except OSError as error:
+            return f"cannot write {path}: {error.strerror or error}"
+        return refusal(envoy.program(launch), "-c", str(path))
+
+    def predecessor_socket(self, epoch: int) -> Path:
+        """Where the Envoy of this epoch hears its successor."""
+        return envoy.hot_restart_socket(self._layout, epoch)
+
+    @property
+    def admin(self) -> Admin:
+        """Envoy's admin interface."""
+        return self._admin
+
     def _files(self) -> Iterator[tuple[Path, Build]]:
         """Every file as it should be."""
         yield from self._documents.lists(self.published)
@@ -139,6 +164,8 @@ class Gateway:
     def remove(self) -> None:
         """Remove every file. Envoy has ended, and `prepare` comes before the next one."""
         shutil.rmtree(self._layout.directory, ignore_errors=True)
+        with suppress(OSError):
+            envoy.shared_memory(self._layout.directory).unlink()
 
     def _replace(self, path: Path, document: envoy.Document) -> None:
         self._write(path, self._layout.temporary / path.name, msgspec.json.encode(document))

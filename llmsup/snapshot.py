@@ -3,6 +3,12 @@
 from llmsup.attendance import Unit
 from llmsup.control.wire import ServiceInfo
 from llmsup.core.service import ALIVE, Service
+from llmsup.host import procfs
+
+
+def _pid(leader: int, unit: Unit) -> int:
+    """The process that does the work: one that can be succeeded has a parent of its own."""
+    return leader if unit.successor is None else procfs.descendants(leader)[-1]
 
 
 def service_info(service: Service, unit: Unit, now: float, trouble: str = "") -> ServiceInfo:
@@ -13,7 +19,7 @@ def service_info(service: Service, unit: Unit, now: float, trouble: str = "") ->
         "kind": unit.kind,
         "want": service.want.value,
         "state": service.state.value,
-        "pid": service.pid if is_alive else None,
+        "pid": _pid(service.pid, unit) if is_alive and service.pid else None,
         "generation": service.generation,
         "port": unit.port,
         "model": unit.model,

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from llmsup import __version__
-from llmsup.adoption import Remembering, take_over
+from llmsup.adoption import Remembering, Takeover, take_over
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
@@ -17,14 +17,17 @@ from llmsup.config.paths import Paths
 from llmsup.control.wire import Answer, Status, UpstreamsInfo
 from llmsup.core.routing import Endpoint, Member, UpstreamList, effective_routes
 from llmsup.core.service import Service, State, Want
-from llmsup.errors import LaunchError, UsageError
+from llmsup.errors import LaunchError, LlmsupError, UsageError
 from llmsup.gateway import Gateway
 from llmsup.host import memory
 from llmsup.host.journal import Journal
 from llmsup.host.leftovers import home_mark
-from llmsup.host.process import end_marked, find
+from llmsup.host.probe import says_close
+from llmsup.host.process import Found, Process, end_marked, find
 from llmsup.host.rotation import Rotated, keep_rotated
+from llmsup.services import envoy
 from llmsup.snapshot import service_info
+from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
 from llmsup.units import GATEWAY, build, wanted
 
@@ -63,6 +66,14 @@ class Stack:
             self._memory,
             on_change=self._note_change,
             drain_requests=self._drain_requests,
+            succeed=self._succeed,
+        )
+        self._succession = Succession(
+            self._supervisor.keepers[GATEWAY],
+            self.gateway.admin,
+            trial=self.gateway.trial,
+            binary=envoy.program,
+            predecessor_socket=self.gateway.predecessor_socket,
         )
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
         self._outdated: frozenset[str] = frozenset()
@@ -105,10 +116,13 @@ class Stack:
         if taken.adopted:
             log.info("adopted %s", _listed(sorted(taken.adopted)))
             self._journal.write("daemon", why=f"adopted {_listed(sorted(taken.adopted))}")
-        self._keep(_end_strays(taken.strays))
+        retired = self._retire_earlier(found, taken)
+        self._keep(_end_strays(taken.strays - retired))
         self._supervisor.start((name for name in up if name not in taken.adopted), forgive=False)
         asyncio.get_running_loop().call_later(SETTLE_TIMEOUT_S, self._settle, *self._unsettled)
         self._settle()
+        if GATEWAY in taken.adopted - taken.outdated:
+            self._keep(self._mend_drained_gateway())
         self._keep(self.gateway.keep_confirmed(self._note_confirmed))
         self._keep(keep_rotated(self._logs()))
 
@@ -136,7 +150,7 @@ class Stack:
                     keeper.service,
                     keeper.unit,
                     time.monotonic(),
-                    self.gateway.last_error if name == GATEWAY else "",
+                    self.gateway.last_error or self._succession.trouble if name == GATEWAY else "",
                 )
                 for name, keeper in self._supervisor.keepers.items()
             ],
@@ -194,7 +208,7 @@ class Stack:
             if service.want is Want.UP and name != GATEWAY
         )
         self._cancel_restart()
-        self._restart = self._keep(self._supervisor.restart_in_order(chosen, drain=not now))
+        self._restart = self._keep(self._roll(chosen, drain=not now))
         return Answer(changed=list(chosen), message=f"restarting {_listed(chosen)}")
 
     def shut_down(self, *, now: bool) -> Answer:
@@ -217,6 +231,7 @@ class Stack:
         self._cancel_restart()
         for task in self._tasks:
             task.cancel()
+        self._succession.leave_retired()
         for keeper in self._supervisor.keepers.values():
             keeper.disown()
         self._remembering.now()
@@ -238,7 +253,35 @@ class Stack:
         if self._outdated and not self._unsettled:
             outdated, self._outdated = self._outdated, frozenset()
             log.info("restarting %s: the launch has changed", _listed(sorted(outdated)))
-            self._restart = self._keep(self._supervisor.restart_in_order(outdated))
+            self._restart = self._keep(self._roll(outdated))
+
+    async def _roll(self, names: Iterable[str], *, drain: bool = True) -> None:
+        with suppress(LlmsupError):  # a succession that failed has been said, and ends the roll
+            await self._supervisor.restart_in_order(names, drain=drain)
+
+    async def _succeed(self, name: str) -> bool:
+        return name == GATEWAY and await self._succession.succeed()
+
+    def _retire_earlier(self, found: Iterable[Found], taken: Takeover) -> frozenset[str]:
+        """Let Envoys that were succeeded, or were about to be, finish. Returns their marks."""
+        retired = set()
+        for each in found:
+            if each.service == GATEWAY and each.is_leader and each.mark in taken.strays:
+                unit = self._supervisor.keepers[GATEWAY].unit
+                process = Process.adopt(each.pid, log=unit.log, mark=each.mark)
+                if process is not None:
+                    self._succession.adopt_retired(process)
+                    retired.add(each.mark)
+        return frozenset(retired)
+
+    async def _mend_drained_gateway(self) -> None:
+        """Replace an adopted Envoy that was told to stop: it would drain for ever."""
+        keeper = self._supervisor.keepers[GATEWAY]
+        while keeper.service.state is State.STARTING:
+            await asyncio.sleep(IN_FLIGHT_PERIOD_S)
+        if keeper.service.state is State.READY and await says_close(keeper.unit.launch().target):
+            log.info("restarting %s: it was stopping when it was adopted", GATEWAY)
+            await self._roll([GATEWAY])
 
     async def _end(self, *, drain: bool) -> None:
         try:
@@ -347,6 +390,7 @@ class Stack:
             await self.gateway.drain_listeners()
             while await self.gateway.requests_active():
                 await asyncio.sleep(IN_FLIGHT_PERIOD_S)
+            await self._succession.wait_quiet()
             return
         while await self.gateway.in_flight(name):
             await asyncio.sleep(IN_FLIGHT_PERIOD_S)

@@ -1,7 +1,7 @@
 """Keeps all services: who waits for whom, and in which order they stop."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from graphlib import TopologicalSorter
 
 from llmsup.attendance import Unit
@@ -9,6 +9,12 @@ from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, St
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.host.memory import Remembered
 from llmsup.keeper import Change, DrainRequests, Keeper
+
+Succeed = Callable[[str], Awaitable[bool]]
+"""Replaces the process of a service by one started beside it; False where that is not possible.
+
+Raises LlmsupError where it was tried in vain, and the old process goes on.
+"""
 
 
 class Supervisor:
@@ -24,8 +30,10 @@ class Supervisor:
         *,
         on_change: Change,
         drain_requests: DrainRequests,
+        succeed: Succeed,
     ) -> None:
         self._on_change = on_change
+        self._succeed = succeed
         self._changed = asyncio.Event()
         self.restarting: list[str] = []
         self.keepers = {
@@ -101,9 +109,10 @@ class Supervisor:
                 name = self.restarting[0]
                 service = self.keepers[name].service
                 if not (name in up and service.want is Want.DOWN):
-                    self.restart(name, drain=drain)
-                    while not self._is_settled(name, service.generation):
-                        await self._next_change()
+                    if not (drain and await self._succeed(name)):
+                        self.restart(name, drain=drain)
+                        while not self._is_settled(name, service.generation):
+                            await self._next_change()
                     if not self._has_restarted(name):
                         return
                 del self.restarting[0]

@@ -1,6 +1,8 @@
 """A profile to units: what the supervisor keeps, with binaries and ports filled in."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from llmsup.attendance import Unit
@@ -13,6 +15,7 @@ from llmsup.errors import LaunchError
 from llmsup.host import binaries, envoy_hold, ports
 from llmsup.host.leftovers import home_mark
 from llmsup.host.process import carries_mark
+from llmsup.host.replace import fingerprint
 from llmsup.services import command, envoy, llama_server, qdrant
 from llmsup.services.launch import Launch
 
@@ -130,7 +133,9 @@ def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit
     def launch() -> Launch:
         program = binary()
         holds = may_hold and envoy_hold.is_known_to_hold(program, paths.hold_answer)
-        return envoy.launch(program, paths.gateway, listen, holds=holds)
+        made = envoy.launch(program, paths.gateway, listen, holds=holds)
+        version = str(fingerprint(Path(program)))
+        return replace(made, configuration=f"{made.configuration} {version}")
 
     def prepare() -> None:
         if may_hold:
@@ -144,5 +149,6 @@ def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit
         mark=f"{home_mark(paths)}{GATEWAY}:",
         policy=Policy(restart=GATEWAY_RESTART, drain_timeout_s=profile.gateway.drain_timeout_s),
         port=listen.port,
+        successor=partial(envoy.successor, drain_timeout_s=profile.gateway.drain_timeout_s),
         prepare=prepare,
     )

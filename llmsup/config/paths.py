@@ -71,7 +71,7 @@ class Paths:
 
     def require_short(self) -> None:
         """Raise LlmsupError where a socket below these directories could not have its name."""
-        longest = self.gateway / "admin.sock"
+        longest = self.gateway / "hot_udp_parent_1234567890"
         if len(os.fsencode(longest)) > SOCKET_PATH_MAX_BYTES:
             raise LlmsupError(
                 f"{self.runtime} is too long a path for Unix sockets",

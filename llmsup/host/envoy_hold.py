@@ -5,20 +5,17 @@ Some builds come without Wasm, and one of those would reject every cluster that 
 
 import hashlib
 import logging
-import subprocess
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 import msgspec
 
-from llmsup.errors import LaunchError
+from llmsup.host.envoy_trial import refusal
 from llmsup.host.replace import fingerprint, replace_file
 from llmsup.services import envoy_clusters
 
 log = logging.getLogger(__name__)
-
-TIMEOUT_S = 20.0
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -43,30 +40,15 @@ def is_known_to_hold(binary: str, answer: Path) -> bool:
 def learn(binary: str, answer: Path) -> None:
     """Ask `binary`, unless the file `answer` has it. Blocks for about 0.1 s.
 
-    Raises LaunchError where there is no such program.
+    Raises LaunchError where there is no such program, or no answer in time.
     """
     if _read(binary, answer) is not None:
         return
-    bootstrap = msgspec.json.encode(envoy_clusters.hold_trial(module())).decode()
-    argv = [binary, "--mode", "validate", "--disable-hot-restart", "-l", "error"]
-    try:
-        trial = subprocess.run(
-            [*argv, "--config-yaml", bootstrap],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        log.info("streams are not held: Envoy did not say within %g s if it can", TIMEOUT_S)
-        return
-    except OSError as error:
-        raise LaunchError(f"cannot start {binary}: {error.strerror}") from None
-    holds = trial.returncode == 0
-    if not holds:
-        said = trial.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no word"]
-        log.info("streams are not held, this Envoy has no Wasm: %s", said[0])
-    content = msgspec.json.encode(_Answer(_identity(binary), holds))
+    trial = msgspec.json.encode(envoy_clusters.hold_trial(module())).decode()
+    said = refusal(binary, "--config-yaml", trial)
+    if said:
+        log.info("streams are not held, this Envoy has no Wasm: %s", said)
+    content = msgspec.json.encode(_Answer(_identity(binary), holds=not said))
     try:
         replace_file(answer, answer.with_suffix(".new"), content)
     except OSError as error:

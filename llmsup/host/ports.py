@@ -5,7 +5,7 @@ import os
 import pwd
 import secrets
 import socket
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,12 @@ def strangers(port: int, pid: int) -> list[PortOwner]:
     ]
 
 
+def has_socket(port: int, pids: Iterable[int]) -> bool:
+    """Whether one of the processes listens on `port`, or has a connection that came in there."""
+    held = {inode for pid in pids for inode in _sockets(pid)}
+    return not held.isdisjoint(_at(port, None))
+
+
 def is_free(port: int) -> bool:
     """Whether a server could listen on `port` of 127.0.0.1 and would be alone there."""
     if _listening(port):
@@ -90,6 +96,11 @@ def free_port(avoid: Container[int]) -> int:
 
 def _listening(port: int) -> dict[int, int]:
     """Inode and uid of each socket that listens on `port`."""
+    return _at(port, _LISTEN)
+
+
+def _at(port: int, wanted: str | None) -> dict[int, int]:
+    """Inode and uid of each socket whose local port it is, in any state or the `wanted` one."""
     suffix = f":{port:04X}"
     found = {}
     for table in _TABLES:
@@ -99,7 +110,7 @@ def _listening(port: int) -> dict[int, int]:
             continue
         for line in lines:
             _, local, _, state, _, _, _, uid, _, inode, *_ = line.split()
-            if state == _LISTEN and local.endswith(suffix):
+            if wanted in {None, state} and local.endswith(suffix):
                 found[int(inode)] = int(uid)
     return found
 

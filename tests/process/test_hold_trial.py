@@ -80,11 +80,12 @@ def test_answer_that_cannot_be_kept_means_no(tmp_path: Path) -> None:
 def test_envoy_that_does_not_answer_is_given_up_and_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmsup.host.envoy_hold.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("llmsup.host.envoy_trial.TIMEOUT_S", 0.2)
     binary = program(tmp_path / "envoy", "exec sleep 30")
 
-    learn(binary, tmp_path / "hold.json")
-    learn(binary, tmp_path / "hold.json")
+    for _ in range(2):
+        with pytest.raises(LaunchError, match="did not answer"):
+            learn(binary, tmp_path / "hold.json")
 
     assert not is_known_to_hold(binary, tmp_path / "hold.json")
     assert times_asked(binary) == 2

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from llmsup.gateway import Gateway
 from llmsup.host import inotify
 from llmsup.host.replace import fingerprint, replace_file
 from llmsup.services import envoy_admin, envoy_errors
-from llmsup.services.envoy import ALIVE_PATH, Layout, bootstrap, cluster_name, launch
+from llmsup.services.envoy import (
+    ALIVE_PATH,
+    PARENT,
+    Layout,
+    bootstrap,
+    cluster_name,
+    launch,
+    successor,
+)
 from llmsup.services.envoy_clusters import clusters, upstreams
 from llmsup.services.envoy_listener import listeners
 from llmsup.services.envoy_routes import route_table
@@ -95,8 +104,20 @@ def test_launch_probes_envoy_itself(host: str, probed: str) -> None:
 
     assert (made.target.host, made.target.port, made.target.path) == (probed, 8000, ALIVE_PATH)
     assert made.ports == (8000,)
-    assert made.argv[:3] == ("/bin/envoy", "-c", str(LAYOUT.bootstrap))
+    assert made.argv[: len(PARENT)] == PARENT
+    assert made.argv[len(PARENT) :][:3] == ("/bin/envoy", "-c", str(LAYOUT.bootstrap))
     assert "--reject-unknown-dynamic-fields" in made.argv
+
+
+def test_successor_is_told_its_epoch_and_is_otherwise_the_same_process() -> None:
+    made = launch("/bin/envoy", LAYOUT.directory, LISTEN)
+
+    later = successor(made, 7, drain_timeout_s=2.5)
+
+    assert later.once == ("--restart-epoch", "7", "--parent-shutdown-time-s", "3")
+    assert later.digest == made.digest
+    assert launch("/bin/envoy", LAYOUT.directory, LISTEN, holds=True).digest != made.digest
+    assert replace(made, configuration="another bootstrap").digest != made.digest
 
 
 # --- names
