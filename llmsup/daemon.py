@@ -72,8 +72,9 @@ async def _run(loaded: Loaded, home: Paths) -> bool:
     """Keep the stack until it has stopped (False) or is handed over to a new daemon (True)."""
     reap()
     stack = Stack(loaded, home, os.environ)
+    # First: who asked for anything meanwhile would meet services that nobody wants yet.
+    await stack.prepare()
     _follow_signals(stack)
-    await stack.prepare()  # first: who asks meanwhile would see services that nobody wants
     async with serve(app(stack), home.control_socket):
         stack.begin()
         log.info("up pid=%d profile=%s", os.getpid(), loaded.name)

@@ -1,12 +1,12 @@
 """Asking an Envoy whether it can hold streams: once, and never to anybody's harm."""
 
-import os
 from pathlib import Path
 
 import envoy
 import pytest
 
 from llmsup.errors import LaunchError
+from llmsup.host import procfs
 from llmsup.host.envoy_hold import is_known_to_hold, learn
 from tests.home import Home
 
@@ -105,16 +105,9 @@ def test_stack_starts_the_envoy_that_the_profile_asks_for(setting: str, holds: b
             + home.command("one", ["sleep", "600"])
         )
         home.start()
-        argv = _envoy_argv(home)
+        argv = procfs.read(home.service("gateway")["pid"], "cmdline").split(b"\0")
 
-        assert argv[argv.index("-c") + 1].endswith(".hold.json") is holds
+        assert argv[argv.index(b"-c") + 1].endswith(b".hold.json") is holds
         assert home.paths.hold_answer.exists() is holds
     finally:
         home.close()
-
-
-def _envoy_argv(home: Home) -> list[str]:
-    """The arguments of the Envoy of this home."""
-    lines = (Path(f"/proc/{pid}/cmdline").read_bytes() for pid in home.processes())
-    found = [line for line in lines if b"--drain-strategy" in line]
-    return [os.fsdecode(word) for word in found[0].split(b"\0")]
