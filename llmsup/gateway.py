@@ -164,8 +164,6 @@ class Gateway:
     def remove(self) -> None:
         """Remove every file. Envoy has ended, and `prepare` comes before the next one."""
         shutil.rmtree(self._layout.directory, ignore_errors=True)
-        with suppress(OSError):
-            envoy.shared_memory(self._layout.directory).unlink()
 
     def _replace(self, path: Path, document: envoy.Document) -> None:
         self._write(path, self._layout.temporary / path.name, msgspec.json.encode(document))

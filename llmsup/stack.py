@@ -260,7 +260,13 @@ class Stack:
             await self._supervisor.restart_in_order(names, drain=drain)
 
     async def _succeed(self, name: str) -> bool:
-        return name == GATEWAY and await self._succession.succeed()
+        if name != GATEWAY:
+            return False
+        try:
+            return await self._succession.succeed()
+        except LlmsupError:
+            self._journal.write("succession", service=name, why=self._succession.trouble)
+            raise
 
     def _retire_earlier(self, found: Iterable[Found], taken: Takeover) -> frozenset[str]:
         """Let Envoys that were succeeded, or were about to be, finish. Returns their marks."""

@@ -58,6 +58,7 @@ class Succession:
         self._predecessor_socket = predecessor_socket
         self._retired: dict[asyncio.Task[None], _Retired] = {}
         self._stand_in = ExitStack()
+        self._one_at_a_time = asyncio.Lock()
         self.trouble = ""
 
     async def succeed(self) -> bool:
@@ -65,13 +66,14 @@ class Succession:
 
         Raises LlmsupError where the successor does not come up; the present process goes on.
         """
-        self.trouble = ""
-        try:
-            return await self._succeed()
-        except LlmsupError as error:
-            self.trouble = error.message
-            log.error("service=%s not replaced: %s", self._keeper.unit.name, error.message)
-            raise
+        async with self._one_at_a_time:
+            self.trouble = ""
+            try:
+                return await self._succeed()
+            except LlmsupError as error:
+                self.trouble = f"{error.message}; the one before goes on"
+                log.error("service=%s not replaced: %s", self._keeper.unit.name, self.trouble)
+                raise
 
     async def _succeed(self) -> bool:
         unit = self._keeper.unit

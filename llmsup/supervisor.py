@@ -1,7 +1,7 @@
 """Keeps all services: who waits for whom, and in which order they stop."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from graphlib import TopologicalSorter
 
 from llmsup.attendance import Unit
@@ -108,8 +108,9 @@ class Supervisor:
             while self.restarting:
                 name = self.restarting[0]
                 service = self.keepers[name].service
-                if not (name in up and service.want is Want.DOWN):
-                    if not (drain and await self._succeed(name)):
+                if not self._was_stopped(name, up):
+                    is_replaced = drain and await self._succeed(name)
+                    if not is_replaced and not self._was_stopped(name, up):
                         self.restart(name, drain=drain)
                         while not self._is_settled(name, service.generation):
                             await self._next_change()
@@ -118,6 +119,9 @@ class Supervisor:
                 del self.restarting[0]
         finally:
             self.restarting = []
+
+    def _was_stopped(self, name: str, up: Container[str]) -> bool:
+        return name in up and self.keepers[name].service.want is Want.DOWN
 
     def _is_past_stopping(self, name: str) -> bool:
         service = self.keepers[name].service

@@ -158,6 +158,8 @@ def test_bad_new_envoy_leaves_the_old_one_serving(lines: list[str], said: str) -
         after = home.service("gateway")
         assert (after["pid"], after["state"]) == (before["pid"], "ready")
         assert said in after["why"]
+        assert any(e["event"] == "succession" and said in e["why"] for e in home.events())
+        assert said in home.cli("events").stdout
         assert answers(home)
 
         fake_envoy(home, GOOD)
