@@ -52,6 +52,8 @@ bench: install
 	@$(BIN)/python -m bench.respawn
 	@$(BIN)/python -m bench.status
 	@$(BIN)/python -m bench.idle
+	@$(BIN)/python -m bench.hold
+	@$(BIN)/python -m bench.gateway_kill
 
 # 200 faults, about 15 minutes. A seed repeats a run: make chaos LLMSUP_CHAOS_SEED=7
 chaos: export LLMSUP_CHAOS_FAULTS ?= 200

@@ -52,6 +52,10 @@ class Unit:
     port: int | None = None
     model: str | None = None
     gpu_layers: int | str | None = None
+    successor: Callable[[Launch, int], Launch] | None = None
+    """How a process is started that takes over from a live one, as the number after its own."""
+    prepare: Callable[[], None] | None = None
+    """Finds out what `launch` only looks up. It may take a second: call it in a thread."""
 
     def generation_mark(self, generation: int) -> str:
         """The mark of one generation; closed, so that 1 is no prefix of 10."""
@@ -83,7 +87,8 @@ class Attendance:
     async def attend_readiness(self) -> None:
         """Probe until cancelled; post what the thresholds make of it."""
         readiness = self._unit.readiness
-        so_far = Health()
+        # A successor is known to be ready: what follows is told from there.
+        so_far = Health(is_ready=self._service().state is State.READY)
         pause_s = FIRST_PROBE_S
         if self._launch.target.via is Via.ALIVE:
             stall_timeout_s = self._unit.policy.stall_timeout_s

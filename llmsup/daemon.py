@@ -99,6 +99,8 @@ async def _run(
     stack = Stack(loaded, home, os.environ, troubles)
     announcer = Announcer(Notifier(os.environ), stack.status)
     stack.on_change = announcer.note_change
+    # First: who asked for anything meanwhile would meet services that nobody wants yet.
+    await stack.prepare()
     _follow_signals(stack, announcer)
     shortage.bear(asyncio.get_running_loop())
     async with serve(app(stack), home.control_socket, socket_fd) as door:

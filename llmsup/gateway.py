@@ -9,7 +9,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +20,15 @@ from llmsup.config.paths import make_private
 from llmsup.core import routing
 from llmsup.core.routing import Endpoint, Member, Route, UpstreamList
 from llmsup.errors import GatewayError
-from llmsup.host import envoy_files
+from llmsup.host import envoy_files, envoy_hold
 from llmsup.host.admin import Admin, Ask
 from llmsup.host.envoy_needs import require_possible
+from llmsup.host.envoy_trial import refusal
 from llmsup.host.replace import fingerprint, replace_file
 from llmsup.services import envoy, envoy_clusters
 from llmsup.services.envoy_admin import Clusters, has, services
 from llmsup.services.envoy_documents import Build, Documents
+from llmsup.services.launch import Launch
 from llmsup.troubles import Troubles
 
 log = logging.getLogger(__name__)
@@ -84,7 +86,12 @@ class Gateway:
         self._layout = envoy.Layout(directory)
         self._routes = routes
         self._documents = Documents(
-            self._layout, routes, Endpoint(*listen), api_keys, allowed_origins
+            self._layout,
+            routes,
+            Endpoint(*listen),
+            api_keys,
+            envoy_hold.module(),
+            allowed_origins,
         )
         self._write = write
         self._fingerprint = fingerprint
@@ -136,11 +143,10 @@ class Gateway:
                 hint="see that the disk is not full and the directory belongs to you",
             ) from None
 
-    def _begin_to_go_over(self, last: Mapping[str, envoy.Document]) -> None:
+    def _begin_to_go_over(self, last: Collection[str]) -> None:
         ours = {envoy.cluster_name(route.name) for route in self._routes}
-        leaving = tuple(cluster for name, cluster in last.items() if name not in ours)
-        self._documents = replace(self._documents, leaving=leaving)
-        is_new = bool(ours - last.keys())
+        self._documents = replace(self._documents, leaving=sorted(set(last) - ours))
+        is_new = not ours.issubset(last)
         if is_new:
             self._held = frozenset({self._layout.routes, self._layout.listeners})
         self._goes_over_at = self._clock() + (WARM_MAX_S if is_new else LEAVE_AFTER_S)
@@ -159,8 +165,9 @@ class Gateway:
             self._goes_over_at = self._clock() + LEAVE_AFTER_S
         elif self._documents.leaving and not self._held and is_due:
             self._documents = replace(self._documents, leaving=())
-            if not self._try_replace(self._layout.clusters, self._documents.clusters()):
-                self._unwritten.add(self._layout.clusters)
+            for path, build in self._documents.clusters():
+                if not self._try_replace(path, build()):
+                    self._unwritten.add(path)
             envoy_files.remove_others(self._layout, self._routes)
         return bool(self._held or self._documents.leaving)
 
@@ -168,6 +175,29 @@ class Gateway:
     def is_settled(self) -> bool:
         """Whether Envoy has been seen to have every list, and was given everything else."""
         return not (self._pending or self._held or self._unwritten)
+
+    def trial(self, launch: Launch) -> str:
+        """What the Envoy of `launch` says against its files, empty for nothing. Blocks for 0.1 s.
+
+        Raises LaunchError, as `envoy_trial.refusal`.
+        """
+        holds = str(self._layout.holding_bootstrap) in launch.argv
+        path = self._layout.temporary / "trial.json"
+        content = msgspec.json.encode(self._documents.trial(holds=holds))
+        try:
+            self._write(path, path.with_suffix(".new"), content)
+        except OSError as error:
+            return f"cannot write {path}: {error.strerror or error}"
+        return refusal(envoy.program(launch), "-c", str(path))
+
+    def predecessor_socket(self, epoch: int) -> Path:
+        """Where the Envoy of this epoch hears its successor."""
+        return envoy.hot_restart_socket(self._layout, epoch)
+
+    @property
+    def admin(self) -> Admin:
+        """Envoy's admin interface."""
+        return self._admin
 
     def _files(self) -> Iterator[tuple[Path, Build]]:
         """Every file as it should be by now."""
@@ -331,7 +361,8 @@ class Gateway:
             self._changed.set()
         if envoy.cluster_name(route) not in clusters:
             # Rejected for its list: Envoy does not look again when the list is mended.
-            self._try_replace(self._layout.clusters, self._documents.clusters())
+            for path, build in self._documents.clusters():
+                self._try_replace(path, build())
 
     def _has_desired(self, route: str, clusters: Clusters | None) -> bool:
         is_written = self.published[route] == self.desired[route]

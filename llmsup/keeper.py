@@ -117,6 +117,25 @@ class Keeper:
         self._attend_to(process, found.generation, launch, offset)
         return is_current
 
+    def succeed(
+        self, process: Process, generation: int, launch: Launch, offset: int
+    ) -> Process | None:
+        """Keep `process`, which serves already, in place of the present one.
+
+        Returns the one before, which is the caller's now; None where there is nothing to succeed.
+        """
+        before = self._process
+        self.post(events.Succeeded(generation, process.pid))
+        if before is None or self.service.pid != process.pid:
+            return None
+        self._dismiss()
+        before.disown()
+        self.port = self.unit.port
+        self._inquest.note_launch(launch)
+        self._inquest.note_process(process.pid, offset)
+        self._attend_to(process, generation, launch, offset)
+        return before
+
     def disown(self) -> None:
         """Let go of the process, which lives on for the next daemon to adopt."""
         self._dismiss()

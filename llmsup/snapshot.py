@@ -4,6 +4,12 @@ from llmsup.attendance import Unit
 from llmsup.control.wire import GpuInfo, ServiceInfo
 from llmsup.core.device import Device
 from llmsup.core.service import ALIVE, Service
+from llmsup.host import procfs
+
+
+def _pid(leader: int, unit: Unit) -> int:
+    """The process that does the work: one that can be succeeded has a parent of its own."""
+    return leader if unit.successor is None else procfs.descendants(leader)[-1]
 
 
 def service_info(
@@ -16,7 +22,7 @@ def service_info(
         "kind": unit.kind,
         "want": service.want.value,
         "state": service.state.value,
-        "pid": service.pid if is_alive else None,
+        "pid": _pid(service.pid, unit) if is_alive and service.pid else None,
         "generation": service.generation,
         "port": port,
         "model": unit.model,

@@ -6,9 +6,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from llmsup import __version__
-from llmsup.adoption import Remembering, take_over
+from llmsup.adoption import Remembering, Takeover, take_over
 from llmsup.card_watch import CardWatch
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
@@ -19,7 +20,7 @@ from llmsup.control.wire import Answer, Status, UpstreamsInfo
 from llmsup.core import card
 from llmsup.core.routing import Endpoint, Member, UpstreamList, effective_routes
 from llmsup.core.service import Policy, Service, State, Want
-from llmsup.errors import LlmsupError, UsageError
+from llmsup.errors import LaunchError, LlmsupError, UsageError
 from llmsup.evidence import Evidence
 from llmsup.gateway import Gateway
 from llmsup.host import memory
@@ -27,13 +28,16 @@ from llmsup.host.clocks import read_clocks
 from llmsup.host.journal import Journal
 from llmsup.host.leftovers import home_mark
 from llmsup.host.nvml import Nvml
-from llmsup.host.process import Found, find
+from llmsup.host.probe import says_close
+from llmsup.host.process import Found, Process, find
 from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.host.shortage import keep_watch
 from llmsup.inquest import Findings
 from llmsup.preflight import load_startable
+from llmsup.services import envoy
 from llmsup.snapshot import gpu_info, service_info
 from llmsup.strays import LOOK_PERIOD_S, Strays
+from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
 from llmsup.troubles import Troubles
 from llmsup.units import GATEWAY, build, wanted
@@ -91,6 +95,14 @@ class Stack:
             drain_requests=self._drain_requests,
             troubles=troubles,
             is_leaving=self._strays.has,
+            succeed=self._succeed,
+        )
+        self._succession = Succession(
+            self._supervisor.keepers[GATEWAY],
+            self.gateway.admin,
+            trial=self.gateway.trial,
+            binary=envoy.program,
+            predecessor_socket=self.gateway.predecessor_socket,
         )
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
         self._outdated: frozenset[str] = frozenset()
@@ -104,6 +116,13 @@ class Stack:
         self.on_change: Callable[[], None] = lambda: None  # told of whatever `status` shows
         self.stopped = asyncio.Event()
         self.handed_over = asyncio.Event()
+
+    async def prepare(self) -> None:
+        """Find out, once for each version of a program, what a launch has to know of it."""
+        for keeper in self._supervisor.keepers.values():
+            if keeper.unit.prepare is not None:
+                with suppress(LaunchError):  # the launch says it, too
+                    await asyncio.to_thread(keeper.unit.prepare)
 
     def begin(self) -> None:
         """Take over what is alive, bring up what else is wanted, and see to it from now on.
@@ -128,12 +147,15 @@ class Stack:
         if taken.adopted:
             log.info("adopted %s", _listed(sorted(taken.adopted)))
             self._journal.write("daemon", why=f"adopted {_listed(sorted(taken.adopted))}")
-        self._strays.note(taken.strays)
-        if taken.strays:
+        strays = taken.strays - self._retire_earlier(found, taken)
+        self._strays.note(strays)
+        if strays:
             self._keep(self._end_strays(found, is_routed=GATEWAY in taken.adopted))
         self._supervisor.start((name for name in up if name not in taken.adopted), forgive=False)
         asyncio.get_running_loop().call_later(SETTLE_TIMEOUT_S, self._settle, *self._unsettled)
         self._settle()
+        if GATEWAY in taken.adopted - taken.outdated:
+            self._keep(self._mend_drained_gateway())
         self._keep(self.gateway.keep_confirmed(self._note_confirmed))
         self._keep(self._card.keep())
         self._keep(keep_rotated(self._logs(), self._troubles))
@@ -168,7 +190,7 @@ class Stack:
                     keeper.unit,
                     keeper.port,
                     time.monotonic(),
-                    self.gateway.last_error if name == GATEWAY else "",
+                    self.gateway.last_error or self._succession.trouble if name == GATEWAY else "",
                 )
                 for name, keeper in self._supervisor.keepers.items()
             ],
@@ -227,7 +249,7 @@ class Stack:
             if service.want is Want.UP and name != GATEWAY
         )
         self._cancel_restart()
-        self._restart = self._keep(self._supervisor.restart_in_order(chosen, drain=not now))
+        self._restart = self._keep(self._roll(chosen, drain=not now))
         return Answer(changed=list(chosen), message=f"restarting {_listed(chosen)}")
 
     def shut_down(self, *, now: bool) -> Answer:
@@ -267,6 +289,7 @@ class Stack:
         self._cancel_restart()
         for task in self._tasks:
             task.cancel()
+        self._succession.leave_retired()
         for keeper in self._supervisor.keepers.values():
             keeper.disown()
         self._remembering.now()
@@ -292,7 +315,41 @@ class Stack:
     async def _replace_outdated(self) -> None:
         # Nobody sees a moment in which they are neither outdated nor being restarted.
         outdated, self._outdated = self._outdated, frozenset()
-        await self._supervisor.restart_in_order(outdated)
+        await self._roll(outdated)
+
+    async def _roll(self, names: Iterable[str], *, drain: bool = True) -> None:
+        with suppress(LlmsupError):  # a succession that failed has been said, and ends the roll
+            await self._supervisor.restart_in_order(names, drain=drain)
+
+    async def _succeed(self, name: str) -> bool:
+        if name != GATEWAY:
+            return False
+        try:
+            return await self._succession.succeed()
+        except LlmsupError:
+            self._journal.write("succession", service=name, why=self._succession.trouble)
+            raise
+
+    def _retire_earlier(self, found: Iterable[Found], taken: Takeover) -> frozenset[str]:
+        """Let Envoys that were succeeded, or were about to be, finish. Returns their marks."""
+        retired = set()
+        for each in found:
+            if each.service == GATEWAY and each.is_leader and each.mark in taken.strays:
+                unit = self._supervisor.keepers[GATEWAY].unit
+                process = Process.adopt(each.pid, log=unit.log, mark=each.mark)
+                if process is not None:
+                    self._succession.adopt_retired(process)
+                    retired.add(each.mark)
+        return frozenset(retired)
+
+    async def _mend_drained_gateway(self) -> None:
+        """Replace an adopted Envoy that was told to stop: it would drain for ever."""
+        keeper = self._supervisor.keepers[GATEWAY]
+        while keeper.service.state is State.STARTING:
+            await asyncio.sleep(IN_FLIGHT_PERIOD_S)
+        if keeper.service.state is State.READY and await says_close(keeper.unit.launch().target):
+            log.info("restarting %s: it was stopping when it was adopted", GATEWAY)
+            await self._roll([GATEWAY])
 
     async def _end_strays(self, found: Iterable[Found], *, is_routed: bool) -> None:
         """End what is not kept; where the gateway is alive, once it sends it nothing more."""
@@ -465,6 +522,7 @@ class Stack:
             await self.gateway.drain_listeners()
             while await self.gateway.requests_active():
                 await asyncio.sleep(IN_FLIGHT_PERIOD_S)
+            await self._succession.wait_quiet()
             return
         while await self.gateway.in_flight(name):
             await asyncio.sleep(IN_FLIGHT_PERIOD_S)

@@ -1,7 +1,7 @@
 """Keeps all services: who waits for whom, and in which order they stop."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from graphlib import TopologicalSorter
 
 from llmsup.attendance import Unit
@@ -11,6 +11,12 @@ from llmsup.host.memory import Remembered
 from llmsup.inquest import OnDeath
 from llmsup.keeper import Change, DrainRequests, IsLeaving, Keeper
 from llmsup.troubles import Troubles
+
+Succeed = Callable[[str], Awaitable[bool]]
+"""Replaces the process of a service by one started beside it; False where that is not possible.
+
+Raises LlmsupError where it was tried in vain, and the old process goes on.
+"""
 
 
 class Supervisor:
@@ -30,8 +36,10 @@ class Supervisor:
         drain_requests: DrainRequests,
         troubles: Troubles,
         is_leaving: IsLeaving,
+        succeed: Succeed,
     ) -> None:
         self._on_change = on_change
+        self._succeed = succeed
         self._changed = asyncio.Event()
         self.restarting: list[str] = []
         self.keepers = {
@@ -109,15 +117,20 @@ class Supervisor:
             while self.restarting:
                 name = self.restarting[0]
                 service = self.keepers[name].service
-                if not (name in up and service.want is Want.DOWN):
-                    self.restart(name, drain=drain)
-                    while not self._is_settled(name, service.generation):
-                        await self._next_change()
+                if not self._was_stopped(name, up):
+                    is_replaced = drain and await self._succeed(name)
+                    if not is_replaced and not self._was_stopped(name, up):
+                        self.restart(name, drain=drain)
+                        while not self._is_settled(name, service.generation):
+                            await self._next_change()
                     if not self._has_restarted(name):
                         return
                 del self.restarting[0]
         finally:
             self.restarting = []
+
+    def _was_stopped(self, name: str, up: Container[str]) -> bool:
+        return name in up and self.keepers[name].service.want is Want.DOWN
 
     def _is_past_stopping(self, name: str) -> bool:
         service = self.keepers[name].service

@@ -1,6 +1,8 @@
 """A profile to units: what the supervisor keeps, with binaries and ports filled in."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from llmsup.attendance import Unit
@@ -18,9 +20,10 @@ from llmsup.config.schema import (
 from llmsup.core.routing import Endpoint
 from llmsup.core.service import Policy
 from llmsup.errors import LaunchError
-from llmsup.host import binaries, ports
+from llmsup.host import binaries, envoy_hold, ports
 from llmsup.host.leftovers import home_mark
 from llmsup.host.process import carries_mark
+from llmsup.host.replace import fingerprint
 from llmsup.services import command, envoy, llama_server, qdrant
 from llmsup.services.launch import Launch
 
@@ -54,7 +57,7 @@ def build(
             is_ours = last is not None and last not in taken and _is_ours(last, home_mark(paths))
             port = last if last is not None and is_ours else ports.free_port(taken)
             taken.add(port)
-        units.append(_unit(name, service, port, paths, environ, is_gpu_busy))
+        units.append(_unit(name, service, port, paths, environ, is_gpu_busy=is_gpu_busy))
     return tuple(units)
 
 
@@ -100,6 +103,7 @@ def _unit(
     port: int | None,
     paths: Paths,
     environ: Mapping[str, str],
+    *,
     is_gpu_busy: Callable[[], bool | None],
 ) -> Unit:
     def launch() -> Launch:
@@ -145,9 +149,21 @@ def _created(directory: Path) -> Path:
 
 def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit:
     listen = Endpoint(*parse_listen(profile.gateway.listen))
+    may_hold = profile.gateway.hold_streams == "auto"
+
+    def binary() -> str:
+        return binaries.envoy(profile.gateway.envoy, environ)
 
     def launch() -> Launch:
-        return envoy.launch(binaries.envoy(profile.gateway.envoy, environ), paths.gateway, listen)
+        program = binary()
+        holds = may_hold and envoy_hold.is_known_to_hold(program, paths.hold_answer)
+        made = envoy.launch(program, paths.gateway, listen, holds=holds)
+        version = str(fingerprint(Path(program)))
+        return replace(made, configuration=f"{made.configuration} {version}")
+
+    def prepare() -> None:
+        if may_hold:
+            envoy_hold.learn(binary(), paths.hold_answer)
 
     return Unit(
         name=GATEWAY,
@@ -158,4 +174,6 @@ def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit
         policy=Policy(restart=GATEWAY_RESTART, drain_timeout_s=profile.gateway.drain_timeout_s),
         liveness=Liveness(timeout_s=profile.gateway.liveness_timeout_s),
         port=listen.port,
+        successor=partial(envoy.successor, drain_timeout_s=profile.gateway.drain_timeout_s),
+        prepare=prepare,
     )

@@ -97,7 +97,8 @@ def unrestarted(status: Status, first_generations: Mapping[str, int]) -> str:
         return ""
     culprit = _culprit(status, first_generations)
     if culprit is None:
-        return f"{_were(left)} not restarted"
+        reasons = {info["why"] for info in _awaited(status, left) if info["why"]}
+        return ": ".join([f"{_were(left)} not restarted", *sorted(reasons)])
     reason = f"{culprit['service']} did not become ready ({culprit['why'] or culprit['state']})"
     others = [name for name in left if name != culprit["service"]]
     return f"{_were(others)} not restarted: {reason}" if others else reason

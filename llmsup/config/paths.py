@@ -61,6 +61,11 @@ class Paths:
         return self.state / "memory.json"
 
     @property
+    def hold_answer(self) -> Path:
+        """Whether the Envoy that was asked last can hold streams."""
+        return self.state / "hold.json"
+
+    @property
     def events(self) -> Path:
         """State changes and publications, one JSON object a line."""
         return self.state / "events.jsonl"
@@ -79,7 +84,7 @@ class Paths:
 
     def require_short(self) -> None:
         """Raise LlmsupError where a socket below these directories could not have its name."""
-        longest = self.gateway / "admin.sock"
+        longest = self.gateway / "hot_udp_parent_1234567890"
         if len(os.fsencode(longest)) > SOCKET_PATH_MAX_BYTES:
             raise LlmsupError(
                 f"{self.runtime} is too long a path for Unix sockets",

@@ -203,6 +203,7 @@ class Gateway(Table, frozen=True):
     allowed_origins: tuple[Origin, ...] = ()
     envoy: Text | None = None
     liveness_timeout_s: Seconds = field(default=10.0, name="liveness_timeout")
+    hold_streams: Literal["auto", "off"] = "auto"
     drain_timeout_s: Seconds = field(default=30.0, name="drain_timeout")
 
 

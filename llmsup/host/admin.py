@@ -7,7 +7,7 @@ from pathlib import Path
 from llmsup.core.routing import UpstreamList
 from llmsup.host.fetch import fetch
 from llmsup.services import envoy_admin
-from llmsup.services.envoy_admin import Clusters
+from llmsup.services.envoy_admin import Clusters, Server
 from llmsup.services.launch import Target, Via
 
 TIMEOUT_S = 2.0
@@ -58,6 +58,28 @@ class Admin:
             return 0
         except (OSError, ValueError):
             return 1
+
+    async def server(self) -> Server | None:
+        """What Envoy says of itself; None where it does not."""
+        try:
+            return envoy_admin.parse_server(await self._ask("GET", envoy_admin.SERVER_INFO_PATH))
+        except (OSError, ValueError):
+            return None
+
+    async def hot_restart_version(self) -> str:
+        """Envoys of the same one can take over from each other; empty where it is not told."""
+        try:
+            body = await self._ask("GET", envoy_admin.HOT_RESTART_VERSION_PATH)
+        except (OSError, ValueError):
+            return ""
+        return body.decode(errors="replace").strip()
+
+    async def has_listener(self) -> bool:
+        """Whether Envoy accepted the listener that it was given."""
+        try:
+            return bool((await self._ask("GET", envoy_admin.LISTENERS_PATH)).strip())
+        except (OSError, ValueError):
+            return False
 
     async def drain_listeners(self) -> None:
         """Have every connection closed by the end of its next answer."""

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from llmsup.core.routing import Route, Upstream, UpstreamList
 from llmsup.services import envoy_clusters
-from llmsup.services.envoy import Document, Layout
+from llmsup.services.envoy import Layout
 
 
 @dataclass(frozen=True)
 class LastGiven:
     """`kept`: the lists on disk, by route. `lists` has those, and one for each route that is new.
 
-    `clusters`: all, by name; also those that no route has any more.
+    `clusters`: the names of all; also those that no route has any more.
     """
 
     kept: Mapping[str, UpstreamList] = field(default_factory=dict)
     lists: Mapping[str, UpstreamList] = field(default_factory=dict)
-    clusters: Mapping[str, Document] = field(default_factory=dict)
+    clusters: frozenset[str] = frozenset()
 
 
 def read(layout: Layout, routes: Sequence[Route]) -> LastGiven:
@@ -34,9 +34,9 @@ def read(layout: Layout, routes: Sequence[Route]) -> LastGiven:
             kept[route.name] = _read_list(layout.upstreams(route.name))
     known = _by_service(layout.upstreams("").parent)
     lists = {route.name: kept.get(route.name) or _begun(route, known) for route in routes}
-    clusters: Mapping[str, Document] = {}
+    clusters: frozenset[str] = frozenset()
     with suppress(OSError, ValueError):
-        clusters = envoy_clusters.parse_clusters(layout.clusters.read_bytes())
+        clusters = envoy_clusters.parse_names(layout.clusters.read_bytes())
     return LastGiven(kept, lists, clusters)
 
 

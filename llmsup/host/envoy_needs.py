@@ -10,9 +10,10 @@ from llmsup.services.envoy import SPARE_INSTANCES, Layout
 
 def require_possible(layout: Layout, route_count: int) -> None:
     """Raise GatewayError where an Envoy with so many routes could not start."""
-    if len(os.fsencode(layout.admin_socket)) > SOCKET_PATH_MAX_BYTES:
+    longest = f"{layout.hot_restart_sockets}_udp_parent_1234567890"
+    if len(os.fsencode(longest)) > SOCKET_PATH_MAX_BYTES:
         raise GatewayError(
-            f"the path {layout.admin_socket} is too long for a socket",
+            f"the path {longest} is too long for a socket",
             hint="set LLMSUP_HOME to a shorter directory",
         )
     needed = route_count + SPARE_INSTANCES

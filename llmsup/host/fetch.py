@@ -18,10 +18,11 @@ _CHUNK_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Response:
-    """Status and whole body of an answer."""
+    """Status and whole body of an answer, and whether the server closes the connection."""
 
     status: int
     body: bytes
+    closes: bool
 
 
 async def connect(target: Target) -> socket.socket:
@@ -41,14 +42,16 @@ async def connect(target: Target) -> socket.socket:
     return connection
 
 
-async def fetch(target: Target, *, timeout_s: float, method: str = "GET") -> Response:
-    """Ask `target` once and read the answer to its end.
+async def fetch(
+    target: Target, *, timeout_s: float, method: str = "GET", keep_alive: bool = False
+) -> Response:
+    """Ask `target` once and read the answer to its end; `keep_alive`: as if to ask more.
 
     Raises TimeoutError after `timeout_s`, OSError where nothing listens or the connection breaks,
     and ValueError for a path that cannot be asked for and for an answer that is not HTTP or larger
     than `ANSWER_MAX_BYTES`.
     """
-    request = _request(target, method)
+    request = _request(target, method, "keep-alive" if keep_alive else "close")
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(timeout_s):
         with await connect(target) as connection:
@@ -56,16 +59,16 @@ async def fetch(target: Target, *, timeout_s: float, method: str = "GET") -> Res
             answer = _Answer()
             while not answer.is_complete:
                 answer.feed(await loop.sock_recv(connection, _CHUNK_BYTES))
-            return Response(answer.status, bytes(answer.body))
+            return Response(answer.status, bytes(answer.body), answer.closes)
 
 
-def _request(target: Target, method: str) -> bytes:
+def _request(target: Target, method: str, connection: str) -> bytes:
     if not target.path.isascii() or not target.path.isprintable() or " " in target.path:
         raise ValueError(f"{target.path!r} cannot be asked for")
     host = "localhost" if target.unix_socket is not None else f"{target.host}:{target.port}"
     return (
         f"{method} {target.path} HTTP/1.1\r\n"
-        f"host: {host}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        f"host: {host}\r\ncontent-length: 0\r\nconnection: {connection}\r\n\r\n"
     ).encode()
 
 
@@ -75,6 +78,7 @@ class _Answer:
     def __init__(self) -> None:
         self.status = 0
         self.body = bytearray()
+        self.closes = False
         self.is_complete = False
         self._parser = httptools.HttpResponseParser(self)
         self._received_bytes = 0
@@ -108,6 +112,7 @@ class _Answer:
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
+        self.closes = not self._parser.should_keep_alive()
         self._has_head = self.status >= 200  # after 1xx the answer is yet to come
 
     def on_body(self, data: bytes) -> None:

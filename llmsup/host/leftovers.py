@@ -1,7 +1,10 @@
 """Processes that a killed daemon left behind. They carry this home's mark in their environment."""
 
+from contextlib import suppress
+
 from llmsup.config.paths import Paths
 from llmsup.host.process import end_marked
+from llmsup.services.envoy import shared_memory
 
 GRACE_S = 5.0
 
@@ -12,5 +15,11 @@ def home_mark(paths: Paths) -> str:
 
 
 def end(paths: Paths) -> int:
-    """End every process of this home, SIGTERM first; returns how many there were. Blocks."""
-    return end_marked(home_mark(paths), GRACE_S)
+    """End every process of this home, SIGTERM first; returns how many there were. Blocks.
+
+    Envoy's piece of shared memory goes, too: it is not in the home.
+    """
+    ended = end_marked(home_mark(paths), GRACE_S)
+    with suppress(OSError):
+        shared_memory(paths.gateway).unlink()
+    return ended

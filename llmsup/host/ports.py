@@ -66,6 +66,12 @@ def strangers(port: int, pid: int) -> list[PortOwner]:
     ]
 
 
+def has_socket(port: int, pids: Iterable[int]) -> bool:
+    """Whether one of the processes listens on `port`, or has a connection that came in there."""
+    held = {inode for pid in pids for inode in _sockets(pid)}
+    return any(each.port == port and each.inode in held for each in _table())
+
+
 def is_free(port: int) -> bool:
     """Whether a server could listen on `port` of 127.0.0.1 and would be alone there."""
     if _listening(port):

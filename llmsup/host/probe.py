@@ -76,3 +76,11 @@ def _says_loading(body: bytes) -> bool:
 
 def _address(target: Target) -> str:
     return str(target.unix_socket or f"{target.host}:{target.port}")
+
+
+async def says_close(target: Target) -> bool:
+    """Whether an HTTP server would close a connection that could stay: it is being drained."""
+    try:
+        return (await fetch(target, timeout_s=2, keep_alive=True)).closes
+    except (OSError, ValueError):
+        return False

@@ -88,7 +88,7 @@ class Process:
         try:
             with _no_signal_blocked():
                 popen = subprocess.Popen(
-                    launch.argv,
+                    (*launch.argv, *launch.once),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

@@ -6,8 +6,10 @@ Envoy is told everything through files that it watches, and never over the netwo
 The settings that look odd each answer something that was seen to go wrong without them.
 """
 
+import json
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
@@ -31,6 +33,20 @@ DOWNSTREAM_CONNECTIONS_MAX = 2000
 SPARE_INSTANCES = 3
 """Envoy opens an inotify instance for each upstream list, and these for LDS, CDS and RDS."""
 
+PARENT = (
+    "/bin/sh",
+    "-c",
+    # Passes a SIGTERM to the group by, waits, and ends as Envoy ended.
+    'trap : TERM; "$@"; code=$?; trap - TERM; ulimit -c 0; '
+    "[ $code -gt 128 ] && kill -$((code - 128)) $$; exit $code",
+    "llmsup-gateway",
+)
+"""What comes before Envoy in its argv: a shell that is its parent, and costs under 1 MB."""
+
+# Both are Envoy's own (hot_restarting_base.cc, hot_restart_impl.cc).
+_EPOCHS_APART = 10
+_PROCESSES_MAX = 3
+
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -52,6 +68,11 @@ class Layout:
         return self.directory / "bootstrap.json"
 
     @property
+    def holding_bootstrap(self) -> Path:
+        """What an Envoy that can hold streams is started with."""
+        return self.directory / "bootstrap.hold.json"
+
+    @property
     def listeners(self) -> Path:
         """LDS."""
         return self.directory / "xds" / "listeners.json"
@@ -60,6 +81,11 @@ class Layout:
     def clusters(self) -> Path:
         """CDS."""
         return self.directory / "xds" / "clusters.json"
+
+    @property
+    def holding_clusters(self) -> Path:
+        """CDS for an Envoy that can hold streams; any other would reject it."""
+        return self.directory / "xds" / "clusters.hold.json"
 
     @property
     def routes(self) -> Path:
@@ -76,9 +102,18 @@ class Layout:
         """Envoy's admin interface, mode 0600 and never on TCP."""
         return self.directory / "admin.sock"
 
+    @property
+    def hot_restart_sockets(self) -> Path:
+        """What the names of Envoy's hot restart sockets start with."""
+        return self.directory / "hot"
+
     def upstreams(self, route: str) -> Path:
         """EDS: the upstream list of one route."""
-        return self.directory / "upstreams" / f"{cluster_name(route)}.json"
+        return self.upstreams_of_cluster(cluster_name(route))
+
+    def upstreams_of_cluster(self, name: str) -> Path:
+        """EDS, by the name that Envoy has for the route."""
+        return self.directory / "upstreams" / f"{name}.json"
 
 
 def cluster_name(route: str) -> str:
@@ -88,18 +123,20 @@ def cluster_name(route: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_-]', '_', route)[:40]}.{sha256(route.encode()).hexdigest()[:12]}"
 
 
-def launch(binary: str, directory: Path, listen: Endpoint) -> Launch:
-    """How Envoy is started.
+def launch(binary: str, directory: Path, listen: Endpoint, *, holds: bool = False) -> Launch:
+    """How Envoy is started; `holds`: as one that can hold streams.
 
-    Without hot restart: with it, Envoy asks the kernel for a SIGTERM when its parent dies, and the
-    daemon's death would end the gateway (docs/decisions/0011).
+    Under a parent of its own: Envoy asks the kernel for a SIGTERM when its parent dies, and the
+    daemon's death would end the gateway (docs/decisions/0016).
     """
     layout = Layout(directory)
     argv = (
+        *PARENT,
         binary,
-        *("-c", str(layout.bootstrap)),
+        *("-c", str(layout.holding_bootstrap if holds else layout.bootstrap)),
         *("--concurrency", "2"),
-        "--disable-hot-restart",
+        *("--base-id", str(base_id(directory))),
+        *("--socket-path", str(layout.hot_restart_sockets), "--socket-mode", "600"),
         "--reject-unknown-dynamic-fields",
         *("--file-flush-interval-msec", "1000"),
         *("--drain-strategy", "immediate"),
@@ -109,7 +146,39 @@ def launch(binary: str, directory: Path, listen: Endpoint) -> Launch:
         argv=argv,
         target=Target(Via.HTTP, host=_reachable(listen.host), port=listen.port, path=ALIVE_PATH),
         ports=(listen.port,),
+        configuration=sha256(json.dumps(bootstrap(layout, holds=holds)).encode()).hexdigest(),
     )
+
+
+def successor(launch: Launch, epoch: int, *, drain_timeout_s: float) -> Launch:
+    """The launch of an Envoy that takes over from a live one of the epoch before.
+
+    It tells that one to end after `drain_timeout_s`, or when it ends or is succeeded itself.
+    """
+    after_s = max(1, math.ceil(drain_timeout_s))
+    once = ("--restart-epoch", str(epoch), "--parent-shutdown-time-s", str(after_s))
+    return replace(launch, once=once)
+
+
+def program(launch: Launch) -> str:
+    """The Envoy that a launch starts."""
+    return launch.argv[len(PARENT)]
+
+
+def base_id(directory: Path) -> int:
+    """Keeps the shared memory of several gateways on a machine apart."""
+    return int(sha256(str(directory).encode(errors="surrogateescape")).hexdigest()[:7], 16)
+
+
+def shared_memory(directory: Path) -> Path:
+    """What Envoy leaves behind when it ends, so that a successor can find it."""
+    return Path(f"/dev/shm/envoy_shared_memory_{base_id(directory) * _EPOCHS_APART}")  # noqa: S108
+
+
+def hot_restart_socket(layout: Layout, epoch: int) -> Path:
+    """Where the Envoy of this epoch hears what its successor has to say."""
+    number = base_id(layout.directory) * _EPOCHS_APART + epoch % _PROCESSES_MAX
+    return Path(f"{layout.hot_restart_sockets}_parent_{number}")
 
 
 def _reachable(host: str) -> str:
@@ -133,8 +202,8 @@ def file_source(path: Path) -> Document:
     return {"resource_api_version": "V3", "path_config_source": {"path": str(path)}}
 
 
-def bootstrap(layout: Layout) -> Document:
-    """What Envoy cannot change without a restart."""
+def bootstrap(layout: Layout, *, holds: bool = False) -> Document:
+    """What Envoy cannot change without a restart; `holds`: for one that can hold streams."""
     connections = {
         "@type": TYPE + "envoy.extensions.resource_monitors.downstream_connections.v3."
         "DownstreamConnectionsConfig",
@@ -145,7 +214,7 @@ def bootstrap(layout: Layout) -> Document:
         "admin": {"address": {"pipe": {"path": str(layout.admin_socket), "mode": 0o600}}},
         "dynamic_resources": {
             "lds_config": file_source(layout.listeners),
-            "cds_config": file_source(layout.clusters),
+            "cds_config": file_source(layout.holding_clusters if holds else layout.clusters),
         },
         # Large bodies would stay in Envoy's memory for ever.
         "memory_allocator_manager": {

@@ -13,6 +13,17 @@ CLUSTERS_PATH = "/clusters?format=json"
 DRAIN_PATH = "/drain_listeners?graceful"
 _REQUESTS_ACTIVE = f"http.{LISTENER}.downstream_rq_active"
 REQUESTS_ACTIVE_PATH = "/stats?filter=" + quote(f"^{_REQUESTS_ACTIVE}$")
+SERVER_INFO_PATH = "/server_info"
+LISTENERS_PATH = "/listeners"
+HOT_RESTART_VERSION_PATH = "/hot_restart_version"
+
+
+@dataclass(frozen=True)
+class Server:
+    """Which of the processes that took over from each other this is, and whether it serves."""
+
+    epoch: int
+    is_live: bool
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,15 @@ class _Statuses(msgspec.Struct, frozen=True):
     cluster_statuses: tuple[_ClusterStatus, ...] = ()
 
 
+class _Options(msgspec.Struct, frozen=True):
+    restart_epoch: int = 0
+
+
+class _ServerInfo(msgspec.Struct, frozen=True):
+    state: str
+    command_line_options: _Options
+
+
 _STATUSES = msgspec.json.Decoder(_Statuses, strict=False)
 
 
@@ -94,6 +114,12 @@ def has(clusters: Clusters, route: str, upstream_list: UpstreamList) -> bool:
     wanted = tuple(Host(upstream.endpoint, upstream.is_draining) for upstream in upstream_list)
     seen = clusters.get(cluster_name(route))
     return seen is not None and tuple(it.host for it in seen) == wanted
+
+
+def parse_server(body: bytes) -> Server:
+    """The answer to `SERVER_INFO_PATH`. Raises ValueError for anything else."""
+    info = msgspec.json.decode(body, type=_ServerInfo, strict=False)
+    return Server(info.command_line_options.restart_epoch, info.state == "LIVE")
 
 
 def parse_requests_active(body: bytes) -> int:

@@ -1,5 +1,6 @@
 """Envoy's clusters (CDS), one for each route, and their upstream lists (EDS)."""
 
+from base64 import b64encode
 from collections.abc import Sequence
 
 import msgspec
@@ -19,32 +20,73 @@ from llmsup.services.envoy import (
 CONCURRENT_MAX = 1024
 
 
-def clusters(layout: Layout, routes: Sequence[Route], leaving: Sequence[Document] = ()) -> Document:
-    """CDS: one cluster for each route, its endpoints in a file of their own; then `leaving`."""
-    return discovery(*(_cluster(layout, route) for route in routes), *leaving)
+def clusters(
+    layout: Layout,
+    routes: Sequence[Route],
+    leaving: Sequence[str] = (),
+    *,
+    hold_module: bytes = b"",
+) -> Document:
+    """CDS: one cluster for each route, its endpoints in a file of their own; then those `leaving`.
+
+    `hold_module`: the assembled hold filter, for an Envoy that can run it.
+    """
+    holds = [hold_filter(hold_module)] if hold_module else []
+    names = (*(cluster_name(route.name) for route in routes), *leaving)
+    return discovery(*(_cluster(layout, name, holds) for name in names))
 
 
-def parse_clusters(content: bytes) -> dict[str, Document]:
-    """The clusters of a file that `clusters` made, by name. Raises ValueError for any other."""
-    try:
-        resources: list[Document] = msgspec.json.decode(content)["resources"]
-        return {resource["name"]: resource for resource in resources}
-    except (KeyError, TypeError, msgspec.DecodeError) as error:
-        raise ValueError(f"no clusters: {error}") from None
+class _Named(msgspec.Struct, frozen=True):
+    name: str
 
 
-def _cluster(layout: Layout, route: Route) -> Document:
-    name = cluster_name(route.name)
+class _Clusters(msgspec.Struct, frozen=True):
+    resources: tuple[_Named, ...]
+
+
+def parse_names(content: bytes) -> frozenset[str]:
+    """The names in a file that `clusters` made. Raises ValueError for any other."""
+    decoded = msgspec.json.decode(content, type=_Clusters)
+    return frozenset(cluster.name for cluster in decoded.resources)
+
+
+def hold_filter(module: bytes) -> Document:
+    """Keeps the headers of an answer back until its first byte (hold.wat)."""
+    config = {
+        "name": "hold",
+        # Without it, stopping at the headers would keep the body back, too.
+        "allow_on_headers_stop_iteration": True,
+        "failure_policy": "FAIL_OPEN",
+        # One virtual machine for all clusters, and no runtime named: the one that is built in.
+        "vm_config": {
+            "vm_id": "hold",
+            "code": {"local": {"inline_bytes": b64encode(module).decode()}},
+        },
+    }
+    return http_filter("wasm", "Wasm", {"config": config})
+
+
+def hold_trial(module: bytes) -> Document:
+    """A bootstrap that an Envoy accepts if it can run the hold filter."""
+    cluster = {"name": "trial", **_protocol(hold_filter(module))}
+    return {"static_resources": {"clusters": [cluster]}}
+
+
+def _protocol(*filters: Document) -> Document:
+    """How a cluster speaks to its upstreams, through `filters` that are next to them."""
     options = {
         "@type": TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http_protocol_options": {}},
         # Below the 5 s after which llama-server closes an idle connection.
         "common_http_protocol_options": {"idle_timeout": "4s"},
-        "http_filters": [
-            http_filter("header_mutation", "HeaderMutation", {"mutations": _upstream_headers()}),
-            http_filter("upstream_codec", "UpstreamCodec", {}),
-        ],
+        "http_filters": [*filters, http_filter("upstream_codec", "UpstreamCodec", {})],
     }
+    name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    return {"typed_extension_protocol_options": {name: options}}
+
+
+def _cluster(layout: Layout, name: str, holds: Sequence[Document]) -> Document:
+    told = http_filter("header_mutation", "HeaderMutation", {"mutations": _upstream_headers()})
     return {
         "@type": TYPE + "envoy.config.cluster.v3.Cluster",
         "name": name,
@@ -53,7 +95,7 @@ def _cluster(layout: Layout, route: Route) -> Document:
         "lb_policy": "LEAST_REQUEST",
         "eds_cluster_config": {
             "service_name": name,
-            "eds_config": file_source(layout.upstreams(route.name)),
+            "eds_config": file_source(layout.upstreams_of_cluster(name)),
         },
         # An empty priority is skipped, never used in a panic.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
@@ -68,9 +110,7 @@ def _cluster(layout: Layout, route: Route) -> Document:
                 }
             ]
         },
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options
-        },
+        **_protocol(*holds, told),
     }
 
 

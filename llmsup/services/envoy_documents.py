@@ -24,8 +24,9 @@ class Documents:
     routes: Sequence[Route]
     listen: Endpoint
     api_keys: Sequence[str]
+    hold_module: bytes
     allowed_origins: Sequence[str] = ()
-    leaving: Sequence[Document] = ()
+    leaving: Sequence[str] = ()
 
     def lists(self, upstream_lists: Mapping[str, UpstreamList]) -> Iterator[tuple[Path, Build]]:
         """One upstream list for each route."""
@@ -33,14 +34,38 @@ class Documents:
             build = partial(envoy_clusters.upstreams, route.name, upstream_lists[route.name])
             yield self.layout.upstreams(route.name), build
 
+    def clusters(self) -> Iterator[tuple[Path, Build]]:
+        """CDS, once for an Envoy that can hold streams and once for any other."""
+        clusters = partial(envoy_clusters.clusters, self.layout, self.routes, self.leaving)
+        yield self.layout.clusters, clusters
+        yield self.layout.holding_clusters, partial(clusters, hold_module=self.hold_module)
+
+    def trial(self, *, holds: bool) -> Document:
+        """A bootstrap with all that an Envoy might refuse, which it would else read later."""
+        module = self.hold_module if holds else b""
+        clusters = envoy_clusters.clusters(self.layout, self.routes, hold_module=module)
+        listeners = self._listeners()
+        document = envoy.bootstrap(self.layout, holds=holds)
+        del document["dynamic_resources"]
+        static = {"clusters": _untyped(clusters), "listeners": _untyped(listeners)}
+        return {**document, "static_resources": static}
+
     def tables(self, not_ready: Sequence[str]) -> Iterator[tuple[Path, Build]]:
         """The others. They are written after the lists: a cluster without one stays rejected."""
         layout, keys, origins = self.layout, self.api_keys, self.allowed_origins
-        yield layout.clusters, self.clusters
+        yield from self.clusters()
         yield layout.routes, partial(route_table, self.routes, keys, not_ready, origins)
-        yield layout.listeners, partial(envoy_listener.listeners, layout, self.listen)
+        yield layout.listeners, self._listeners
         yield layout.bootstrap, partial(envoy.bootstrap, layout)
+        yield layout.holding_bootstrap, partial(envoy.bootstrap, layout, holds=True)
 
-    def clusters(self) -> Document:
-        """One cluster for each route, and those that are leaving."""
-        return envoy_clusters.clusters(self.layout, self.routes, self.leaving)
+    def _listeners(self) -> Document:
+        return envoy_listener.listeners(self.layout, self.listen)
+
+
+def _untyped(envelope: Document) -> list[Document]:
+    """The resources of a watched file, as they stand in a bootstrap."""
+    return [
+        {key: part for key, part in resource.items() if key != "@type"}
+        for resource in envelope["resources"]
+    ]

@@ -32,6 +32,8 @@ class Launch:
 
     `ports` are those the process will listen on; they are seen to be free before it is started.
     `tells_work`: on the port of its target it has the endpoints of a llama-server.
+    `configuration` tells what else would make it a different process: the content of its files, the
+    version of its program. `once` are further arguments that make no difference of that kind.
     """
 
     argv: tuple[str, ...]
@@ -40,9 +42,12 @@ class Launch:
     cwd: Path | None = None
     ports: tuple[int, ...] = ()
     tells_work: bool = False
+    configuration: str = ""
+    once: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
-        """Tells launches apart that give different processes: argv, variables, directory."""
-        essence = repr((self.argv, sorted(self.env.items()), str(self.cwd or "")))
+        """Tells launches apart that give different processes."""
+        place = str(self.cwd or "")
+        essence = repr((self.argv, sorted(self.env.items()), place, self.configuration))
         return sha256(essence.encode(errors="surrogateescape")).hexdigest()[:16]

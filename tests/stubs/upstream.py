@@ -11,6 +11,9 @@ header `x-stub` with a JSON object changes one answer:
     headers                           extra response headers
     reset                             drop the connection instead of answering
     busy_s                            compute for so long first, on a whole core
+    raw                               write this text as the whole answer
+    close                             drop the connection after the answer
+    prefill_ms                        the time between a stream's headers and its first event
 
 It can stand in for a llama-server, whose other flags it ignores. `/slots` and `/metrics` tell of
 the requests it answers, but nothing while one is computed. After `POST /stub/wedge` it says that
@@ -163,14 +166,16 @@ async def infer(stub: Stub, request: Request, writer: asyncio.StreamWriter) -> b
         await asyncio.sleep(delay_ms / 1000)
     if wish.get("reset"):
         return False
-    if wants_stream(request.body):
-        events = wish.get("events", stub.events)
-        await write_events(stub, writer, events, wish.get("interval_ms", stub.interval_ms))
-        return True
-    status = wish.get("status", 200)
-    body = error(status) if status >= 400 else completion(stub, request)
-    write_json(writer, status, body, wish.get("headers", {}))
-    return True
+    if "raw" in wish:
+        writer.write(wish["raw"].encode("latin-1"))
+        await writer.drain()
+    elif wants_stream(request.body):
+        await write_events(stub, writer, wish)
+    else:
+        status = wish.get("status", 200)
+        body = error(status) if status >= 400 else completion(stub, request)
+        write_json(writer, status, body, wish.get("headers", {}))
+    return not wish.get("close")
 
 
 def wants_stream(body: bytes) -> bool:
@@ -223,15 +228,14 @@ def event(stub: Stub, delta: dict[str, str], finish: str | None) -> bytes:
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
-async def write_events(
-    stub: Stub, writer: asyncio.StreamWriter, events: int, interval_ms: float
-) -> None:
+async def write_events(stub: Stub, writer: asyncio.StreamWriter, wish: dict[str, Any]) -> None:
     """Headers at once, as llama-server sends them, then one event every `interval_ms`."""
     writer.write(
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     )
-    for number in range(events):
-        await asyncio.sleep(interval_ms / 1000)
+    await asyncio.sleep(wish.get("prefill_ms", 0) / 1000)
+    for number in range(wish.get("events", stub.events)):
+        await asyncio.sleep(wish.get("interval_ms", stub.interval_ms) / 1000)
         write_chunk(writer, event(stub, {"content": f"{stub.name}-{number} "}, None))
         await writer.drain()
     write_chunk(writer, event(stub, {}, "stop"))

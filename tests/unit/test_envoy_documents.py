@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from llmsup.gateway import Gateway
 from llmsup.host import inotify
 from llmsup.host.replace import fingerprint, replace_file
 from llmsup.services import envoy_admin, envoy_errors
-from llmsup.services.envoy import ALIVE_PATH, Layout, bootstrap, cluster_name, launch
+from llmsup.services.envoy import (
+    ALIVE_PATH,
+    PARENT,
+    Layout,
+    bootstrap,
+    cluster_name,
+    launch,
+    successor,
+)
 from llmsup.services.envoy_clusters import clusters, upstreams
 from llmsup.services.envoy_listener import listeners
 from llmsup.services.envoy_routes import route_table
@@ -51,6 +60,27 @@ def test_admin_is_a_private_socket() -> None:
     assert address == {"pipe": {"path": str(LAYOUT.admin_socket), "mode": 0o600}}
 
 
+def test_only_an_envoy_that_can_hold_streams_is_given_the_filter() -> None:
+    assert "wasm" not in json.dumps(clusters(LAYOUT, ROUTES))
+    assert all(
+        "wasm" in json.dumps(each)
+        for each in clusters(LAYOUT, ROUTES, hold_module=b"x")["resources"]
+    )
+    for holds, file in ((False, LAYOUT.clusters), (True, LAYOUT.holding_clusters)):
+        sources = bootstrap(LAYOUT, holds=holds)["dynamic_resources"]
+        assert sources["cds_config"]["path_config_source"]["path"] == str(file)
+
+
+def test_headers_are_held_next_to_the_client_of_those_that_name_the_service() -> None:
+    """Answers pass the filters from the last to the first: the names are those of who answered."""
+    (cluster, *_) = clusters(LAYOUT, ROUTES, hold_module=b"x")["resources"]
+    (options,) = cluster["typed_extension_protocol_options"].values()
+
+    names = [each["name"].rpartition(".")[2] for each in options["http_filters"]]
+
+    assert names == ["wasm", "header_mutation", "upstream_codec"]
+
+
 def test_files_are_watched_one_by_one() -> None:
     """A watched directory makes Envoy read every list at each rename."""
     documents = [
@@ -77,8 +107,20 @@ def test_launch_probes_envoy_itself(host: str, probed: str) -> None:
 
     assert (made.target.host, made.target.port, made.target.path) == (probed, 8000, ALIVE_PATH)
     assert made.ports == (8000,)
-    assert made.argv[:3] == ("/bin/envoy", "-c", str(LAYOUT.bootstrap))
+    assert made.argv[: len(PARENT)] == PARENT
+    assert made.argv[len(PARENT) :][:3] == ("/bin/envoy", "-c", str(LAYOUT.bootstrap))
     assert "--reject-unknown-dynamic-fields" in made.argv
+
+
+def test_successor_is_told_its_epoch_and_is_otherwise_the_same_process() -> None:
+    made = launch("/bin/envoy", LAYOUT.directory, LISTEN)
+
+    later = successor(made, 7, drain_timeout_s=2.5)
+
+    assert later.once == ("--restart-epoch", "7", "--parent-shutdown-time-s", "3")
+    assert later.digest == made.digest
+    assert launch("/bin/envoy", LAYOUT.directory, LISTEN, holds=True).digest != made.digest
+    assert replace(made, configuration="another bootstrap").digest != made.digest
 
 
 # --- names
@@ -322,8 +364,8 @@ def test_files_are_written_in_an_order_that_envoy_can_read(tmp_path: Path) -> No
     gateway.prepare()
 
     lists = [f"{cluster_name(route.name)}.json" for route in ROUTES]
-    rest = ["clusters.json", "routes.json", "listeners.json", "bootstrap.json"]
-    assert order == lists + rest
+    tables = ["clusters.json", "clusters.hold.json", "routes.json", "listeners.json"]
+    assert order == lists + tables + ["bootstrap.json", "bootstrap.hold.json"]
 
 
 def test_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
