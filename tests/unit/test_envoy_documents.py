@@ -114,7 +114,7 @@ def test_base_id_times_ten_is_a_positive_32_bit_number() -> None:
     ids = {base_id(Path(f"/home/{number}/gateway")) for number in range(1000)}
 
     assert len(ids) > 990
-    assert 0 <= min(ids)
+    assert min(ids) >= 0
     assert max(ids) * 10 + 2 < 2**31
 
 
