@@ -46,6 +46,8 @@ PARENT = (
 # Both are Envoy's own (hot_restarting_base.cc, hot_restart_impl.cc).
 _EPOCHS_APART = 10
 _PROCESSES_MAX = 3
+# Times the distance it has to stay a positive 32 bit number: a larger one gets another name.
+_BASE_IDS = 200_000_000
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -156,7 +158,12 @@ def successor(launch: Launch, epoch: int, *, drain_timeout_s: float) -> Launch:
     It tells that one to end after `drain_timeout_s`, or when it ends or is succeeded itself.
     """
     after_s = max(1, math.ceil(drain_timeout_s))
-    once = ("--restart-epoch", str(epoch), "--parent-shutdown-time-s", str(after_s))
+    once = (
+        *("--restart-epoch", str(epoch)),
+        *("--parent-shutdown-time-s", str(after_s)),
+        # It would wait for the answer of one that has died.
+        "--skip-hot-restart-parent-stats",
+    )
     return replace(launch, once=once)
 
 
@@ -167,7 +174,8 @@ def program(launch: Launch) -> str:
 
 def base_id(directory: Path) -> int:
     """Keeps the shared memory of several gateways on a machine apart."""
-    return int(sha256(str(directory).encode(errors="surrogateescape")).hexdigest()[:7], 16)
+    digest = sha256(str(directory).encode(errors="surrogateescape")).hexdigest()
+    return int(digest, 16) % _BASE_IDS
 
 
 def shared_memory(directory: Path) -> Path:
