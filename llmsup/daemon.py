@@ -61,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         patience_s = 0.0 if inherited is None else RELOAD_PATIENCE_S
         loaded = _load(arguments.profile, arguments.overrides, home, patience_s)
         asyncio.run(_run(loaded, home, troubles, lock, arguments.socket_fd))
-        lock.release()
     except KeyboardInterrupt:  # before the first signal handler: nothing has been started yet
         return 130
     except OSError as error:

@@ -57,10 +57,6 @@ class Lock:
             raise LlmsupError(f"cannot write the lock {path}: {error.strerror}") from None
         return cls(file)
 
-    def release(self) -> None:
-        """Let the next daemon have it."""
-        os.close(self._file)
-
 
 def _is_taken(file: int) -> bool:
     try:
