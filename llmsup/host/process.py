@@ -219,9 +219,10 @@ def marked(prefix: str) -> list[int]:
     return [pid for pid in procfs.pids() if pid != os.getpid() and carries_mark(pid, prefix)]
 
 
-def end_marked(prefix: str, grace_s: float) -> int:
+def end_marked(prefix: str, grace_s: float, *, are_watched: bool = False) -> int:
     """Terminate every process whose mark starts with `prefix`; kill those left after `grace_s`.
 
+    Children of ours are reaped, unless they `are_watched`: who watches them wants their status.
     Blocks until they are gone, save those stuck in the kernel. Returns how many were found.
     """
     found: set[int] = set()
@@ -235,7 +236,8 @@ def end_marked(prefix: str, grace_s: float) -> int:
                     with suppress(ProcessLookupError, PermissionError):
                         signal.pidfd_send_signal(pidfd, number)
             _wait_ended(pidfds.values(), timeout_s)
-            _reap(pidfds.values())
+            if not are_watched:
+                _reap(pidfds.values())
         signals, timeout_s = [signal.SIGKILL], _KILL_TIMEOUT_S
     return len(found)
 

@@ -10,7 +10,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Signs:
-    """CPU seconds and major faults of the whole tree; whether its root is stopped by a signal."""
+    """CPU seconds and major faults of the whole tree; whether it was stopped by a signal."""
 
     cpu_s: float
     faults: int
@@ -25,6 +25,12 @@ def signs(pid: int) -> Signs:
     return Signs(
         cpu_s=sum(usage.cpu_ticks for usage in usages) / _TICKS_PER_S,
         faults=sum(usage.major_faults for usage in usages),
-        is_stopped=procfs.state(pid) == "T",
+        is_stopped=procfs.state(_worker(tree)) == "T",
         is_traced=any(map(procfs.is_traced, tree)),
     )
+
+
+def _worker(tree: list[int]) -> int:
+    """Who does the work: the root, or its only child where it just waits for one (Envoy's shell)."""
+    root, *children = tree
+    return children[0] if len(children) == 1 and procfs.state(root) != "T" else root

@@ -453,7 +453,7 @@ def test_end_marked_ends_those_with_the_prefix_and_nobody_else(tmp_path: Path) -
             assert sorted(marked(home)) == sorted(mine)
             assert marked(f"{home}chat:") == [polite.pid]
 
-            assert await asyncio.to_thread(end_marked, home, 0.3) == 3
+            assert await asyncio.to_thread(end_marked, home, 0.3, are_watched=True) == 3
             assert await polite.end() == ExitStatus(signal=signal.SIGTERM)
             assert await stubborn.end() == ExitStatus(signal=signal.SIGKILL)
             assert await stopped.end() == ExitStatus(signal=signal.SIGTERM)
