@@ -17,7 +17,7 @@ from llmsup.core.diagnosis import KILLING, Ending, diagnose
 from llmsup.core.events import Action, Event
 from llmsup.core.service import Service, State
 from llmsup.errors import LaunchError
-from llmsup.host import cgroup, logfile, ports
+from llmsup.host import cgroup, gguf, logfile, ports
 from llmsup.host.memory import Remembered
 from llmsup.host.process import ExitStatus, Found, Process, end_marked
 from llmsup.services.launch import Launch
@@ -152,6 +152,8 @@ class Keeper:
         self._dismiss()
         try:
             launch = self.unit.launch()
+            for model in launch.models:
+                gguf.require_loadable(model)
             if _held_port(launch) is None:
                 self._spawn_now(generation, launch)
             else:

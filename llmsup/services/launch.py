@@ -30,7 +30,8 @@ class Target:
 class Launch:
     """argv, the variables set over the inherited environment, and what to probe.
 
-    `ports` are those the process will listen on; they are seen to be free before it is started.
+    Before it is started, the `ports` it will listen on are seen to be free, and the headers of its
+    `models` are looked at.
     """
 
     argv: tuple[str, ...]
@@ -38,6 +39,7 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: Path | None = None
     ports: tuple[int, ...] = ()
+    models: tuple[Path, ...] = ()
 
     @property
     def digest(self) -> str:
