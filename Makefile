@@ -51,6 +51,7 @@ bench: install
 	@$(BIN)/python -m bench.failover
 	@$(BIN)/python -m bench.respawn
 	@$(BIN)/python -m bench.status
+	@$(BIN)/python -m bench.gguf_header
 
 clean:
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -120,7 +120,8 @@ def joined(parts: Sequence[Header]) -> Model:
         raise ModelFileError(Flaw.UNKNOWN, words)
     if len(parts) == 1:
         number = (first.whole("split.no") or 0) + 1
-        words = f"it is part {number} of {count}: its name must end in -00001-of-{count:05}.gguf"
+        ending = f"-{number:05}-of-{count:05}.gguf"
+        words = f"it is part {number} of {count}: its name must end in {ending}"
         raise ModelFileError(Flaw.CORRUPT, words)
     for number, part in enumerate(parts):
         told = (part.whole("split.no"), part.whole("split.count"))

@@ -18,7 +18,8 @@ from llmsup.config.files import kind
 from llmsup.config.models import parts_of
 from llmsup.config.wording import one_line
 from llmsup.core.gguf import Header, Model, joined
-from llmsup.core.gguf_header import HEADER_MAX_BYTES, parse
+from llmsup.core.gguf_header import parse
+from llmsup.core.gguf_reader import HEADER_MAX_BYTES
 from llmsup.errors import Flaw, LaunchError, ModelFileError
 
 FIRST_READ_BYTES = 12 * 1024 * 1024
@@ -34,7 +35,7 @@ _HINTS = {
 _MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
-class _Identity(NamedTuple):
+class Identity(NamedTuple):
     """A file as it was; when it is written to, it is another."""
 
     path: Path
@@ -48,7 +49,7 @@ def look(path: Path) -> Model:
 
     Raises ModelFileError.
     """
-    return _read(tuple(_identity(part) for part in parts_of(path)))
+    return read(tuple(_identity(part) for part in parts_of(path)))
 
 
 def require_loadable(path: Path) -> None:
@@ -63,7 +64,8 @@ def require_loadable(path: Path) -> None:
 
 
 @lru_cache(CACHED_MODELS)
-def _read(parts: tuple[_Identity, ...]) -> Model:
+def read(parts: tuple[Identity, ...]) -> Model:
+    """The model of these files, read once as long as they are the same. Raises ModelFileError."""
     headers = [_header(part.path) for part in parts]
     try:
         return joined(headers)
@@ -71,12 +73,12 @@ def _read(parts: tuple[_Identity, ...]) -> Model:
         raise _named(error, parts[0].path) from None
 
 
-def _identity(path: Path) -> _Identity:
+def _identity(path: Path) -> Identity:
     try:
         found = path.stat()
     except OSError as error:
         raise _os_error(error, path) from None
-    return _Identity(path, found.st_size, found.st_mtime_ns, found.st_ino)
+    return Identity(path, found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 def _header(path: Path) -> Header:
