@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 ENGINE_FLAGS := -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DGGML_RPC=ON \
 	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_OPENSSL=OFF
 
-.PHONY: install demo test check format bench docs clean
+.PHONY: install demo test fuzz check format bench docs clean
 
 install: $(VENV)/installed
 
@@ -32,6 +32,15 @@ demo: install
 
 test: install
 	@$(BIN)/python -m pytest
+
+# INPUTS in all, over every target; SEED runs the same ones again.
+INPUTS ?= 100000
+SEED ?= $(shell date +%s)
+
+fuzz: install
+	@echo "fuzzing with $(INPUTS) inputs, SEED=$(SEED)"
+	@LLMSUP_FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest tests/fuzz -q --timeout 0 \
+		--hypothesis-seed=$(SEED)
 
 check: install
 	@$(BIN)/ruff format --check .
