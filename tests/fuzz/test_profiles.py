@@ -41,7 +41,9 @@ TOKENS = (
 
 
 def toml(value: object) -> str:
-    """A value as TOML, as far as TOML has it; what it does not have is no valid profile."""
+    """A value as TOML; what TOML does not have becomes something near."""
+    if value is None:
+        return '""'
     if isinstance(value, dict):
         inner = ", ".join(f"{json.dumps(str(key))} = {toml(item)}" for key, item in value.items())
         return "{ " + inner + " }"
@@ -49,7 +51,7 @@ def toml(value: object) -> str:
         return "[" + ", ".join(map(toml, value)) + "]"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def text_of(profile: object) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example
 from hypothesis import strategies as st
 
 from llmsup.core.diagnosis import Ending, diagnose
@@ -84,6 +85,8 @@ CLUSTERS: dict[str, Any] = {
 LISTS = {"chat-7b": (Upstream("chat", Endpoint("127.0.0.1", 8001), is_fallback=False),)}
 
 
+@example(body=b"[" * 100_000)
+@example(body=b'{"cluster_statuses": ' * 100_000)
 @fuzz(
     "Envoy's clusters",
     body=st.one_of(

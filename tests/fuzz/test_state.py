@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import example
 from hypothesis import strategies as st
 
 from llmsup.cli import events
@@ -17,7 +18,7 @@ from llmsup.core.routing import Endpoint, Upstream
 from llmsup.host import memory, procfs
 from llmsup.host.memory import Memory, Remembered
 from llmsup.services.envoy_clusters import parse_upstreams, upstreams
-from tests.fuzz.harness import JSON_TOKENS, fuzz, mutated, replaced
+from tests.fuzz.harness import JSON_TOKENS, copied, fuzz, mutated, replaced
 
 PROFILE = "/home/me/dual.toml"
 REMEMBERED = Memory(
@@ -68,6 +69,13 @@ LIST = (
 DOCUMENT = upstreams("chat-7b", LIST)
 
 
+BAD_HOST: Any = copied(DOCUMENT)
+SOCKET = BAD_HOST["resources"][0]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
+SOCKET["socket_address"]["address"] = []
+
+
+@example(content=json.dumps(BAD_HOST).encode())
+@example(content=b"[" * 100_000)
 @fuzz(
     "upstream lists",
     content=st.one_of(
@@ -98,6 +106,12 @@ EVENTS: list[dict[str, Any]] = [
 LINES = [json.dumps(event).encode() for event in EVENTS]
 
 
+@example(content=json.dumps(EVENTS[2] | {"upstreams": ["\x1f"]}).encode())
+@example(content=json.dumps(EVENTS[1] | {"service": "\x1b[31m"}).encode())
+@example(content=json.dumps(EVENTS[0] | {"time": "now"}).encode())
+@example(content=json.dumps(EVENTS[0] | {"time": 1e300}).encode())
+@example(content=json.dumps(EVENTS[3] | {"elapsed_ms": "1"}).encode())
+@example(content=b"[" * 100_000)
 @fuzz(
     "event lines",
     content=st.one_of(
