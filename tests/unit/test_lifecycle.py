@@ -214,7 +214,8 @@ def test_a_stop_drains_terminates_and_kills() -> None:
     service, actions = step(service, TimerElapsed(12.0), 12.0)
     assert (service.state, actions) == (State.STOPPING, (Kill(1),))
     assert service.why == (
-        "asked to stop; requests still in flight after 5s were cut off; did not exit within 2s"
+        "asked to stop; requests still in flight after 5s were cut off; "
+        "did not exit within 2s"
     )
     service, actions = step(service, TimerElapsed(14.0), 14.0)
     assert actions == (Kill(1),), "killed again until it is gone"
