@@ -96,16 +96,17 @@ def mutated(
     its first byte reaches no further code.
     """
     return st.builds(
-        lambda seed, count, chance: _edited(bytearray(seed), seeds, tokens, count, Random(chance)),
+        lambda seed, count, chance: edited(bytearray(seed), seeds, tokens, count, Random(chance)),
         st.sampled_from(seeds),
         st.integers(0, edits),
         st.integers(0, 2**32),
     )
 
 
-def _edited(
+def edited(
     data: bytearray, seeds: Sequence[bytes], tokens: Sequence[bytes], count: int, chance: Random
 ) -> bytes:
+    """`data` with `count` edits, the places and kinds left to `chance`."""
     for _ in range(count):
         at = chance.randint(0, len(data))
         to = at + chance.randint(0, 24)
