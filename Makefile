@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 ENGINE_FLAGS := -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DGGML_RPC=ON \
 	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_OPENSSL=OFF
 
-.PHONY: install demo test check format bench chaos docs clean
+.PHONY: install demo test check format bench chaos fuzz docs clean
 
 install: $(VENV)/installed
 
@@ -33,6 +33,15 @@ demo: install
 test: install
 	@$(BIN)/python -m pytest
 
+# INPUTS in all, over every target; SEED runs the same ones again.
+INPUTS ?= 100000
+SEED ?= $(shell date +%s)
+
+fuzz: install
+	@echo "fuzzing with $(INPUTS) inputs, SEED=$(SEED)"
+	@LLMSUP_FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest tests/fuzz -q --timeout 0 \
+		--hypothesis-seed=$(SEED)
+
 check: install
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -54,6 +63,7 @@ bench: install
 	@$(BIN)/python -m bench.idle
 	@$(BIN)/python -m bench.hold
 	@$(BIN)/python -m bench.gateway_kill
+	@$(BIN)/python -m bench.gguf_header
 
 # 200 faults, about 15 minutes. A seed repeats a run: make chaos LLMSUP_CHAOS_SEED=7
 chaos: export LLMSUP_CHAOS_FAULTS ?= 200

@@ -4,6 +4,7 @@ LlmsupError                exit 1   something failed
 ├── UsageError             exit 2   the command line asks for something that is not there
 ├── ConfigError            exit 2   the profile has problems; lists all of them
 ├── LaunchError            exit 1   a service cannot be started on this machine
+├── ModelFileError         exit 1   a model file is missing, damaged or not understood
 ├── GatewayError           exit 1   Envoy cannot be set up here
 ├── NotRunningError        exit 3   no daemon answers for this home
 └── UnknownStateError      exit 4   a daemon is there but cannot be understood
@@ -13,6 +14,7 @@ Each carries one line for the person (`message`) and what to do next (`hint`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 
 class LlmsupError(Exception):
@@ -55,18 +57,52 @@ class ConfigError(LlmsupError):
         super().__init__("\n".join(str(problem) for problem in self.problems), hint=hint)
 
 
+class Flaw(Enum):
+    """What is wrong with a model file. The value is for people."""
+
+    MISSING = "model file missing"
+    FORMAT = "model file of another format"
+    TRUNCATED = "model file truncated"
+    CORRUPT = "model file corrupt"
+    UNREADABLE = "model file not readable"
+    UNKNOWN = "model file not understood"
+
+
 class LaunchError(LlmsupError):
     """A service cannot be started. `permanent`: trying again without a change is useless.
 
     `shortage`: the daemon or the machine is short of something, whatever the service is like.
+    `flaw`: what is wrong with its model file, where it is that.
     """
 
     def __init__(
-        self, message: str, *, hint: str = "", permanent: bool = False, shortage: bool = False
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        permanent: bool = False,
+        shortage: bool = False,
+        flaw: Flaw | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.permanent = permanent
         self.shortage = shortage
+        self.flaw = flaw
+
+
+class ModelFileError(LlmsupError):
+    """The header of a model file cannot be read. Without `name` the file is not known here."""
+
+    def __init__(self, flaw: Flaw, detail: str, *, name: str = "") -> None:
+        where = f"{name}: " if name else ""
+        super().__init__(f"{flaw.value}: {where}{detail}")
+        self.flaw = flaw
+        self.detail = detail
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether no engine could load it; otherwise it may know more than we do."""
+        return self.flaw not in {Flaw.UNREADABLE, Flaw.UNKNOWN}
 
 
 class GatewayError(LlmsupError):

@@ -13,11 +13,19 @@ from dataclasses import replace
 
 from llmsup.attendance import Attendance, Unit
 from llmsup.core import events, lifecycle
-from llmsup.core.diagnosis import KILLING, Cause, Diagnosis, Ending, diagnose, with_holder
+from llmsup.core.diagnosis import (
+    KILLING,
+    MODEL_CAUSES,
+    Cause,
+    Diagnosis,
+    Ending,
+    diagnose,
+    with_holder,
+)
 from llmsup.core.events import Action, Event
 from llmsup.core.service import Service, State
 from llmsup.errors import LaunchError
-from llmsup.host import logfile, ports
+from llmsup.host import gguf, logfile, ports
 from llmsup.host.memory import Remembered
 from llmsup.host.process import ExitStatus, Found, Process, end_marked
 from llmsup.inquest import Inquest, OnDeath
@@ -200,6 +208,8 @@ class Keeper:
         try:
             launch = self.unit.launch()
             self._inquest.note_launch(launch)
+            for model in launch.models:
+                gguf.require_loadable(model)
             if _holder(launch.ports) is None:
                 self._spawn_now(generation, launch)
             else:
@@ -265,7 +275,8 @@ class Keeper:
             is_permanent = not isinstance(error, OSError)  # those pass, a bug does not
             error = LaunchError(f"{type(error).__name__}: {error}", permanent=is_permanent)
         reason = f"{error.message} ({error.hint})" if error.hint else error.message
-        self.post(events.SpawnFailed(generation, reason, error.permanent, error.shortage))
+        cause = MODEL_CAUSES[error.flaw] if error.flaw else Cause.LAUNCH
+        self.post(events.SpawnFailed(generation, reason, error.permanent, error.shortage, cause))
 
     # --- the end of a process
 

@@ -1,9 +1,9 @@
 """`llmsup events`: the journal itself, so it works with no daemon."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
+
+import msgspec
 
 from llmsup.cli import render, terminal
 from llmsup.config.paths import paths
@@ -13,6 +13,11 @@ from llmsup.host import logfile
 FOLLOW_POLL_S = 0.1
 WIDTH_LINES = 1000
 """So many of the last events tell how wide the column of names is, before others follow."""
+
+
+TIME_MAX = 2**36
+"""A wall time beyond it, in the year 4147, is none that was written."""
+_DECODER = msgspec.json.Decoder(EventInfo)
 
 
 def events(*, lines: int, follow: bool, as_json: bool) -> None:
@@ -28,6 +33,12 @@ def events(*, lines: int, follow: bool, as_json: bool) -> None:
                 terminal.show(line)
     else:
         _show(news, _subject_width(path) if follow else _widest(found))
+
+
+def read(path: Path, lines: int) -> list[EventInfo]:
+    """The events in the last lines of a journal; what is none is passed over."""
+    found = map(_event, logfile.tail(path, lines))
+    return [info for info in found if info is not None]
 
 
 def _show(lines: Iterable[str], width: int) -> None:
@@ -55,8 +66,7 @@ def _widest(lines: Iterable[str]) -> int:
 def _event(line: str) -> EventInfo | None:
     """The event of a line, or None for one that was cut off by a full disk or a loss of power."""
     try:
-        info = json.loads(line)
-    except ValueError:
+        info = _DECODER.decode(line)
+    except (msgspec.DecodeError, RecursionError):
         return None
-    is_event = isinstance(info, dict) and {"time", "event"} <= info.keys()
-    return cast("EventInfo", info) if is_event else None
+    return info if 0 <= info["time"] < TIME_MAX else None

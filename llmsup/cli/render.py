@@ -134,8 +134,9 @@ def event(info: EventInfo, zone: tzinfo | None = None, *, width: int = 0) -> str
     """One line of `llmsup events`, in local time or that of `zone`; names padded to `width`."""
     moment = _moment(info, zone)
     stamp = f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03d}"
-    name = f"{subject(info):<{width}}"
-    return GAP.join(part for part in (stamp, name, _news(info), cleaned(_why(info))) if part)
+    name = f"{cleaned(subject(info)):<{width}}"
+    told = (cleaned(_news(info)), cleaned(_why(info)))
+    return GAP.join(part for part in (stamp, name, *told) if part)
 
 
 def day(info: EventInfo, zone: tzinfo | None = None) -> str:

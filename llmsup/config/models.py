@@ -10,7 +10,9 @@ from llmsup.config.files import exists, kind, located
 from llmsup.config.wording import named, quoted
 
 PACKAGE = "package:"
-_MAGIC = b"GGUF"
+MAGIC = b"GGUF"
+"""What a model file starts with."""
+
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>[0-9]{5})-of-(?P<total>[0-9]{5})\.gguf", re.DOTALL)
 
 
@@ -53,23 +55,34 @@ def find_model(model: str, dirs: tuple[str, ...], base: Path) -> Path:
     raise ValueError(words)
 
 
+def parts_of(path: Path) -> tuple[Path, ...]:
+    """The files of the model that `path` is a part of, by its name; most models are one file."""
+    split = _SPLIT.fullmatch(path.name)
+    if split is None:
+        return (path,)
+    part, total = int(split["part"]), int(split["total"])
+    if not 1 <= part <= total:
+        return (path,)
+    return tuple(
+        path.with_name(f"{split['stem']}-{number:05}-of-{total:05}.gguf")
+        for number in range(1, total + 1)
+    )
+
+
 def _whole(path: Path, name: str) -> Path:
     """`path`, a model file with all its parts beside it; problems call it `name`."""
     _require_gguf(path, name)
-    split = _SPLIT.fullmatch(path.name)
-    if split is None:
-        return path
-    total = int(split["total"])
-    if int(split["part"]) != 1:
-        raise ValueError(f"{name} is part {int(split['part'])} of {total}; name the first part")
-    parts = {
-        number: path.with_name(f"{split['stem']}-{number:05}-of-{total:05}.gguf")
-        for number in range(2, total + 1)
-    }
-    if missing := [number for number, part in parts.items() if not exists(part)]:
+    parts = parts_of(path)
+    if parts[0] != path:
+        number = parts.index(path) + 1
+        raise ValueError(f"{name} is part {number} of {len(parts)}; name the first part")
+    others = dict(enumerate(parts[1:], start=2))
+    if missing := [number for number, part in others.items() if not exists(part)]:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
-        raise ValueError(f"{name} has {total} parts; beside it part {missing[0]}{more} is missing")
-    for number, part in parts.items():
+        raise ValueError(
+            f"{name} has {len(parts)} parts; beside it part {missing[0]}{more} is missing"
+        )
+    for number, part in others.items():
         _require_gguf(part, f"part {number} of {name}")
     return path
 
@@ -79,10 +92,10 @@ def _require_gguf(path: Path, name: str) -> None:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError(f"{name} is {kind(path)}, not a model file")
         with path.open("rb") as file:
-            start = file.read(len(_MAGIC))
+            start = file.read(len(MAGIC))
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {os.strerror(error.errno or 0)}") from None
-    if start != _MAGIC:
+    if start != MAGIC:
         raise ValueError(
             f"{name} is not a GGUF file: it starts with {start!r}" if start else f"{name} is empty"
         )

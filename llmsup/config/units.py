@@ -54,3 +54,15 @@ def duration(seconds: float) -> str:
         if count:
             words += f"{count}{unit}"
     return words
+
+
+def shown_size(size_bytes: int) -> str:
+    """`size_bytes` as download pages show it: 4683074560 → "4.68 GB", 512 → "512 bytes"."""
+    if size_bytes < 1000:
+        return f"{size_bytes} bytes"
+    scaled = float(size_bytes)
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        scaled /= 1000
+        if scaled < 999.5:
+            return f"{scaled:.3g} {unit}"
+    return f"{scaled / 1000:.3g} EB"

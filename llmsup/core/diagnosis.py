@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from llmsup.errors import Flaw
+
 
 class Cause(Enum):
     """Why a process died. The value is for people and for metrics."""
@@ -37,6 +39,16 @@ class Cause(Enum):
     EXITED = "exited"
     UNKNOWN = "unknown"
 
+
+MODEL_CAUSES = {
+    Flaw.MISSING: Cause.MODEL_MISSING,
+    Flaw.UNREADABLE: Cause.MODEL_UNREADABLE,
+    Flaw.FORMAT: Cause.MODEL_CORRUPT,
+    Flaw.TRUNCATED: Cause.MODEL_CORRUPT,
+    Flaw.CORRUPT: Cause.MODEL_CORRUPT,
+    Flaw.UNKNOWN: Cause.MODEL_UNKNOWN,
+}
+"""What the server would have died of, had its model file not been looked at before."""
 
 PERMANENT = frozenset(
     {

@@ -31,6 +31,6 @@ def signs(pid: int) -> Signs:
 
 
 def _worker(tree: list[int]) -> int:
-    """Who does the work: the root, or its only child where it just waits for one (Envoy's shell)."""
+    """Who does the work: the root, or its only child where it waits for one, as Envoy's shell."""
     root, *children = tree
     return children[0] if len(children) == 1 and procfs.state(root) != "T" else root

@@ -94,11 +94,15 @@ _STATUSES = msgspec.json.Decoder(_Statuses, strict=False)
 
 def parse_clusters(body: bytes) -> Clusters:
     """The answer to `CLUSTERS_PATH`. Raises ValueError for anything else."""
+    try:
+        statuses = _STATUSES.decode(body)
+    except RecursionError:
+        raise ValueError("it is nested without end") from None
     return {
         cluster.name: tuple(
             _seen(status) for status in sorted(cluster.host_statuses, key=lambda it: it.priority)
         )
-        for cluster in _STATUSES.decode(body).cluster_statuses
+        for cluster in statuses.cluster_statuses
     }
 
 

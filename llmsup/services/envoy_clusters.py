@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from llmsup.core.routing import Endpoint, Route, Upstream, UpstreamList
+from llmsup.core.routing import Route, Upstream, UpstreamList
 from llmsup.services.envoy import (
     METADATA,
     TYPE,
@@ -175,7 +175,7 @@ def parse_upstreams(content: bytes) -> UpstreamList:
     try:
         (resource,) = msgspec.json.decode(content)["resources"]
         return tuple(_parse_upstream(locality) for locality in resource["endpoints"])
-    except (KeyError, TypeError, msgspec.DecodeError) as error:
+    except (KeyError, TypeError, msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"not an upstream list: {error}") from None
 
 
@@ -183,9 +183,13 @@ def _parse_upstream(locality: Document) -> Upstream:
     (entry,) = locality["lb_endpoints"]
     address = entry["endpoint"]["address"]["socket_address"]
     told = entry["metadata"]["filter_metadata"][METADATA]
-    return Upstream(
-        service=told["service"],
-        endpoint=Endpoint(address["address"], address["port_value"]),
-        is_fallback=told["fallback"] == "true",
-        is_draining=entry["health_status"] == "DRAINING",
-    )
+    fields = {
+        "service": told["service"],
+        "endpoint": {"host": address["address"], "port": address["port_value"]},
+        "is_fallback": told["fallback"] == "true",
+        "is_draining": entry["health_status"] == "DRAINING",
+    }
+    upstream = msgspec.convert(fields, Upstream)
+    if not 0 < upstream.endpoint.port < 65536:
+        raise ValueError(f"not an upstream list: port {upstream.endpoint.port}")
+    return upstream

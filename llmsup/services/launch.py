@@ -30,7 +30,8 @@ class Target:
 class Launch:
     """argv, the variables set over the inherited environment, and what to probe.
 
-    `ports` are those the process will listen on; they are seen to be free before it is started.
+    Before it is started, the `ports` it will listen on are seen to be free, and the headers of its
+    `models` are looked at.
     `tells_work`: on the port of its target it has the endpoints of a llama-server.
     `configuration` tells what else would make it a different process: the content of its files, the
     version of its program. `once` are further arguments that make no difference of that kind.
@@ -44,6 +45,7 @@ class Launch:
     tells_work: bool = False
     configuration: str = ""
     once: tuple[str, ...] = ()
+    models: tuple[Path, ...] = ()
 
     @property
     def digest(self) -> str:

@@ -1,5 +1,7 @@
 """llama.cpp's server: its flags and its health endpoint."""
 
+from pathlib import Path
+
 from llmsup.config.schema import LlamaServer
 from llmsup.services.launch import Launch, Target, Via
 
@@ -33,5 +35,10 @@ def launch(spec: LlamaServer, *, name: str, binary: str, port: int) -> Launch:
     else:
         target = Target(Via.HTTP, port=port, path=spec.readiness.http_get or "/health")
     return Launch(
-        argv=(*argv, *spec.args), target=target, env=spec.env, ports=(port,), tells_work=True
+        argv=(*argv, *spec.args),
+        target=target,
+        env=spec.env,
+        ports=(port,),
+        models=(Path(spec.model),),
+        tells_work=True,
     )

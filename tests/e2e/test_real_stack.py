@@ -187,7 +187,7 @@ def test_ten_concurrent_requests_are_all_answered(stack: Home) -> None:
     assert asyncio.run(run()) == [200] * 10
 
 
-def test_a_truncated_model_fails_with_the_servers_own_words(home: Home) -> None:
+def test_a_truncated_model_fails_before_a_server_is_spawned(home: Home) -> None:
     """Given half a model as chat, code still answers chat's route and status says why."""
     half = home.root / "half.gguf"
     whole = smollm2().read_bytes()
@@ -195,9 +195,13 @@ def test_a_truncated_model_fails_with_the_servers_own_words(home: Home) -> None:
     real_stack(home, chat_model=str(half))
     home.start("--no-wait")
     failed = home.wait_state("chat", "failed", deadline_s=60)
-    assert failed["why"].startswith("exited with status 1: model file corrupt: ")
-    assert "is corrupted or incomplete" in failed["why"]
+    assert failed["why"].startswith(
+        "model file truncated: half.gguf: the header says 96.6 MB of tensors, "
+        "the file has 47.4 MB (download it again)"
+    )
     assert failed["generation"] == 1, "what would fail again the same way is not tried again"
+    assert failed["pid"] is None
+    assert not home.paths.service_log("chat").exists(), "nothing was spawned"
     home.wait_state("code", "ready", deadline_s=60)
 
     async def ask() -> tuple[int, str, bool]:

@@ -19,7 +19,7 @@ from tests.home import LLMSUP, Home
 def test_a_reader_that_goes_away_is_no_error(home: Home, verb: list[str]) -> None:
     services = [service(f"chat{number}", why="x" * 1000) for number in range(200)]
     home.paths.create()
-    line = '{"time": 1, "event": "daemon", "why": "' + "x" * 1000 + '"}\n'
+    line = '{"time": 1, "at_s": 1, "event": "daemon", "why": "' + "x" * 1000 + '"}\n'
     home.paths.events.write_text(line * 200)
     read, write = os.pipe()
     os.close(read)
@@ -104,7 +104,7 @@ def test_without_arguments_the_help_is_shown(home: Home) -> None:
 )
 def test_a_full_disk_is_named(home: Home, arguments: list[str], code: int) -> None:
     home.paths.create()
-    home.paths.events.write_text('{"time": 1, "event": "daemon"}\n')
+    home.paths.events.write_text('{"time": 1, "at_s": 1, "event": "daemon"}\n')
     home.paths.service_log("chat").write_text("one\n")
     with serving(home.paths, FakeStack(service("chat"))):
         done = shell(home, 'exec "$0" "$@" >/dev/full', *arguments)
