@@ -40,7 +40,7 @@ SEED ?= $(shell date +%s)
 fuzz: install
 	@echo "fuzzing with $(INPUTS) inputs, SEED=$(SEED)"
 	@LLMSUP_FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest tests/fuzz -q --timeout 0 \
-		--hypothesis-seed=$(SEED)
+		-o faulthandler_timeout=0 --hypothesis-seed=$(SEED)
 
 check: install
 	@$(BIN)/ruff format --check .

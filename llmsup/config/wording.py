@@ -13,6 +13,7 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,60}")
 _SHOWN_LENGTH = 60
 _SHOWN_INTEGER = 10**18
 _LISTED = 40
+_NAMED = 400
 
 
 def dotted(key: Key) -> str:
@@ -32,8 +33,8 @@ def quoted(text: str) -> str:
 
 
 def named(text: str) -> str:
-    """A path or an address as it is; never a variable's value."""
-    return _by_source(text) or text
+    """A path or an address as it is, unless it is none; never a variable's value."""
+    return _by_source(text) or (text if len(text) <= _NAMED else f"{text[:_NAMED]}…")
 
 
 def shown(value: object) -> str:
