@@ -52,7 +52,8 @@ def _lists_are_whole(shape: Shape, upstreams: Sequence[dict[str, Any]]) -> str:
 
 def no_orphan(stack: ChaosStack) -> str:
     """Every process of this home is the one of a service."""
-    expected = {each["pid"] for each in stack.home.status()["services"]}
+    pids = {each["service"]: each["pid"] for each in stack.home.status()["services"]}
+    expected = {*pids.values(), procfs.parent(pids[GATEWAY])}  # Envoy has a parent of its own
     others = set(stack.home.processes()) - expected
     return "".join(f"pid {pid} is of nobody: {procfs.command(pid)}; " for pid in sorted(others))
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cards import MIB, StubCards
+from tests.gguf_files import gguf
 from tests.home import STUBS, Home, free_ports, wait_until
 
 SERVER = """#!{python}
@@ -34,7 +35,7 @@ def start(home: Home) -> None:
     binary.write_text(SERVER.format(python=sys.executable, stub=str(STUBS / "upstream.py")))
     binary.chmod(0o755)
     model = home.root / "model.gguf"
-    model.write_bytes(b"GGUF")
+    model.write_bytes(gguf())
     text = home.command("rag", ["sleep", "1000"])
     layers = {"chat": '"all"', "code": "20", "embedding": "0"}
     for (name, count), port in zip(layers.items(), free_ports(3), strict=True):

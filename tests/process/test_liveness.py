@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from llmsup.drill.traffic import Load, Record, chat_body
+from tests.gguf_files import gguf
 from tests.home import STUBS, Home, free_ports, stub, wait_until
 
 BOUND_S = 3.0
@@ -24,7 +25,7 @@ def dual(home: Home, gateway: str = "", **keys: str) -> None:
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {STUBS / "upstream.py"} "$@"\n')
     program.chmod(0o755)
     model = home.root / "model.gguf"
-    model.write_bytes(b"GGUF" + bytes(60))
+    model.write_bytes(gguf())
     lines = {
         "kind": '"llama-server"',
         "model": json.dumps(str(model)),

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -35,15 +36,16 @@ sys.exit(main(["status"]))
 """
 
 
-def test_status_imports_neither_frameworks_nor_the_loader(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "LLMSUP_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
+def test_status_imports_neither_frameworks_nor_the_loader() -> None:
+    with TemporaryDirectory(prefix="llmsup-") as home:  # a socket's path has to be short
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env={**os.environ, "LLMSUP_HOME": home},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
 
     status, *modules = done.stdout.split()
 
