@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from llmsup import __version__
@@ -18,7 +18,7 @@ from llmsup.config.paths import Paths
 from llmsup.config.units import duration
 from llmsup.control.wire import Answer, Status, UpstreamsInfo
 from llmsup.core import card
-from llmsup.core.routing import Endpoint, Member, UpstreamList, effective_routes
+from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
 from llmsup.errors import LaunchError, LlmsupError, UsageError
 from llmsup.evidence import Evidence
@@ -34,6 +34,8 @@ from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.host.shortage import keep_watch
 from llmsup.inquest import Findings
 from llmsup.preflight import load_startable
+from llmsup.publication import Publication
+from llmsup.rolls import Rolls
 from llmsup.services import envoy
 from llmsup.snapshot import gpu_info, service_info
 from llmsup.strays import LOOK_PERIOD_S, Strays
@@ -67,7 +69,7 @@ class Stack:
         self._digest = digest(loaded.path)
         self._started_at = time.monotonic()
         self._wanted = wanted(profile)
-        self._routes = effective_routes(profile)
+        routes = effective_routes(profile)
         self._troubles = troubles
         self._journal = Journal(paths.events, troubles)
         self._card = CardWatch(Nvml().read, read_clocks, self._note_card)
@@ -78,7 +80,7 @@ class Stack:
         )
         self.gateway = Gateway(
             paths.gateway,
-            self._routes,
+            routes,
             parse_listen(profile.gateway.listen),
             loaded.api_keys,
             profile.gateway.allowed_origins,
@@ -104,14 +106,15 @@ class Stack:
             binary=envoy.program,
             predecessor_socket=self.gateway.predecessor_socket,
         )
+        self._publication = Publication(
+            self.gateway, routes, self._supervisor.keepers, self._journal
+        )
+        self._rolls = Rolls(self._supervisor, self._keep)
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
-        self._outdated: frozenset[str] = frozenset()
         self._remembering = Remembering(
             paths.memory, str(loaded.path), self._wanted, self._supervisor.keepers, troubles
         )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._restart: asyncio.Task[None] | None = None
-        self._replacing: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self.on_change: Callable[[], None] = lambda: None  # told of whatever `status` shows
         self.stopped = asyncio.Event()
@@ -141,7 +144,7 @@ class Stack:
         self.gateway.prepare(takes_over=any(each.service == GATEWAY for each in found))
         self._unsettled = {each.service for each in found}
         taken = take_over(found, self._supervisor.keepers, up)
-        self._outdated = taken.outdated
+        self._rolls.outdated = taken.outdated
         # A new Envoy has no lists to be kept: whoever is ready helps.
         self._unsettled &= taken.adopted if GATEWAY in taken.adopted else frozenset()
         if taken.adopted:
@@ -156,7 +159,7 @@ class Stack:
         self._settle()
         if GATEWAY in taken.adopted - taken.outdated:
             self._keep(self._mend_drained_gateway())
-        self._keep(self.gateway.keep_confirmed(self._note_confirmed))
+        self._keep(self.gateway.keep_confirmed(self._publication.note_confirmed))
         self._keep(self._card.keep())
         self._keep(keep_rotated(self._logs(), self._troubles))
         self._keep(keep_watch(self._paths.logs, self._troubles))
@@ -179,7 +182,7 @@ class Stack:
                 "mode": self._loaded.profile.mode,
                 "stopping": self._ending is not None,
                 "troubles": self._troubles.sentences,
-                "restarting": sorted(self._outdated) or list(self._supervisor.restarting),
+                "restarting": self._rolls.pending,
             },
             gpu=gpu_info(self._card.device),
             gpu_why=self._card.why,
@@ -194,31 +197,12 @@ class Stack:
                 )
                 for name, keeper in self._supervisor.keepers.items()
             ],
-            routes=[
-                {
-                    "route": route.name,
-                    "aliases": list(route.aliases),
-                    "services": list(route.services),
-                    "published": self._published(route.name),
-                }
-                for route in self._routes
-            ],
+            routes=self._publication.route_infos(),
         )
 
     def upstreams(self) -> list[UpstreamsInfo]:
         """Each route's list as desired, as published, and as Envoy has it."""
-        rows: list[UpstreamsInfo] = []
-        for route in self._routes:
-            confirmed = self.gateway.confirmed.get(route.name)
-            rows.append(
-                {
-                    "route": route.name,
-                    "desired": _routable(self.gateway.desired[route.name]),
-                    "published": self._published(route.name),
-                    "confirmed": None if confirmed is None else list(confirmed),
-                }
-            )
-        return rows
+        return self._publication.upstreams()
 
     def start(self, names: tuple[str, ...]) -> Answer:
         """Want services up (none named: those the profile wants); failed ones are tried anew."""
@@ -248,8 +232,7 @@ class Stack:
             for name, service in services.items()
             if service.want is Want.UP and name != GATEWAY
         )
-        self._cancel_restart()
-        self._restart = self._keep(self._roll(chosen, drain=not now))
+        self._rolls.restart(chosen, drain=not now)
         return Answer(changed=list(chosen), message=f"restarting {_listed(chosen)}")
 
     def shut_down(self, *, now: bool) -> Answer:
@@ -259,7 +242,7 @@ class Stack:
             signal.raise_signal(signal.SIGTERM)
             return Answer(changed=[], message="stopping")
         if self._ending is None:
-            self._cancel_restart()
+            self._rolls.cancel()
             self._remembering.forget()
             self._ending = asyncio.get_running_loop().create_task(self._end(drain=not now))
         elif now:
@@ -286,7 +269,7 @@ class Stack:
         if self.handed_over.is_set():
             return Answer(changed=[], message="handing over")
         self._refuse_while_ending()
-        self._cancel_restart()
+        self._rolls.cancel()
         for task in self._tasks:
             task.cancel()
         self._succession.leave_retired()
@@ -308,18 +291,8 @@ class Stack:
         """
         self._unsettled.difference_update(names)
         self._publish()
-        if self._outdated and not self._unsettled and self._replacing is None:
-            log.info("restarting %s: the launch has changed", _listed(sorted(self._outdated)))
-            self._replacing = self._restart = self._keep(self._replace_outdated())
-
-    async def _replace_outdated(self) -> None:
-        # Nobody sees a moment in which they are neither outdated nor being restarted.
-        outdated, self._outdated = self._outdated, frozenset()
-        await self._roll(outdated)
-
-    async def _roll(self, names: Iterable[str], *, drain: bool = True) -> None:
-        with suppress(LlmsupError):  # a succession that failed has been said, and ends the roll
-            await self._supervisor.restart_in_order(names, drain=drain)
+        if not self._unsettled:
+            self._rolls.replace_outdated()
 
     async def _succeed(self, name: str) -> bool:
         if name != GATEWAY:
@@ -349,7 +322,7 @@ class Stack:
             await asyncio.sleep(IN_FLIGHT_PERIOD_S)
         if keeper.service.state is State.READY and await says_close(keeper.unit.launch().target):
             log.info("restarting %s: it was stopping when it was adopted", GATEWAY)
-            await self._roll([GATEWAY])
+            self._rolls.renew([GATEWAY])
 
     async def _end_strays(self, found: Iterable[Found], *, is_routed: bool) -> None:
         """End what is not kept; where the gateway is alive, once it sends it nothing more."""
@@ -380,12 +353,6 @@ class Stack:
         finally:
             self._journal.write("daemon", why="stopped")
             self.stopped.set()
-
-    def _cancel_restart(self) -> None:
-        """End a rolling restart: what it would still restart is asked for something else now."""
-        if self._restart is not None:
-            self._restart.cancel()
-            self._outdated = frozenset()
 
     def _refuse_while_ending(self) -> None:
         if self._ending is not None:
@@ -456,9 +423,7 @@ class Stack:
                 words = f"back after {duration(away_s)}; restarting {_listed(users) or 'nothing'}"
                 log.warning("the card is %s: %s", words, why)
                 self._journal.write("card", why=words)
-                unfinished = self._supervisor.restarting
-                self._cancel_restart()
-                self._restart = self._keep(self._renew({*users, *unfinished}))
+                self._rolls.renew(users)
 
     def _card_users(self) -> list[str]:
         """The services that are wanted and hold memory of the card."""
@@ -467,12 +432,6 @@ class Stack:
             for name, keeper in self._supervisor.keepers.items()
             if keeper.unit.gpu_layers not in {None, 0} and keeper.service.want is Want.UP
         ]
-
-    async def _renew(self, names: Collection[str]) -> None:
-        """New processes, one after another, whether or not the one before became ready."""
-        for name in self._supervisor.start_order:
-            if name in names and self._supervisor.services[name].want is Want.UP:
-                await self._supervisor.restart_in_order([name])
 
     def _note_death(self, findings: Findings) -> None:
         death = findings.death
@@ -488,34 +447,8 @@ class Stack:
         self._evidence.keep(findings)
 
     def _publish(self) -> None:
-        if self._unsettled:
-            return
-        services = self._supervisor.services
-        members = {
-            name: Member(Endpoint("127.0.0.1", keeper.port), services[name].state)
-            for name, keeper in self._supervisor.keepers.items()
-            if keeper.port is not None and name != GATEWAY
-        }
-        not_ready = tuple(
-            name
-            for name, service in services.items()
-            if service.want is Want.UP and service.state is not State.READY and name != GATEWAY
-        )
-        written = self.gateway.publish(members, not_ready)
-        for route in written:
-            upstreams = self._published(route)
-            log.info("route=%s upstreams=%s", route, ",".join(upstreams) or "-")
-            self._journal.write("published", route=route, upstreams=upstreams)
-
-    def _note_confirmed(self, route: str, elapsed_s: float) -> None:
-        elapsed_ms = round(elapsed_s * 1000, 3)
-        self._journal.write(
-            "confirmed", route=route, upstreams=self._published(route), elapsed_ms=elapsed_ms
-        )
-
-    def _published(self, route: str) -> list[str]:
-        """The services that get new requests of the route."""
-        return _routable(self.gateway.published[route])
+        if not self._unsettled:
+            self._publication.bring_up_to_date()
 
     async def _drain_requests(self, name: str) -> None:
         if name == GATEWAY:
@@ -547,10 +480,6 @@ async def _logged(work: Coroutine[object, object, None]) -> None:
         await work
     except Exception:
         log.exception("a background task of the daemon broke")
-
-
-def _routable(upstreams: UpstreamList) -> list[str]:
-    return [upstream.service for upstream in upstreams if not upstream.is_draining]
 
 
 def _listed(names: Iterable[str]) -> str:

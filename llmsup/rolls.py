@@ -1,0 +1,75 @@
+"""Rolling restarts: new processes for several services, one after another. One roll at a time."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from contextlib import suppress
+
+from llmsup.core.service import Want
+from llmsup.errors import LlmsupError
+from llmsup.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+Keep = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
+"""Has the work done in a task of its own, whose exceptions are logged."""
+
+
+class Rolls:
+    """The roll that goes on, if any, and those that are due.
+
+    `outdated` are the services that were started otherwise than they would be now.
+    """
+
+    def __init__(self, supervisor: Supervisor, keep: Keep) -> None:
+        self._supervisor = supervisor
+        self._keep = keep
+        self._roll: asyncio.Task[None] | None = None
+        self._is_replacing = False
+        self.outdated: frozenset[str] = frozenset()
+
+    @property
+    def pending(self) -> list[str]:
+        """The services that a roll has yet to come to."""
+        return sorted(self.outdated) or list(self._supervisor.restarting)
+
+    def restart(self, names: Iterable[str], *, drain: bool = True) -> None:
+        """Restart these, instead of whatever a roll would still come to."""
+        self.cancel()
+        self._begin(self._restart(names, drain=drain))
+
+    def replace_outdated(self) -> None:
+        """Restart what is outdated; once, for there is nothing that makes more of it so."""
+        if self.outdated and not self._is_replacing:
+            self._is_replacing = True
+            log.info("restarting %s: the launch has changed", ", ".join(sorted(self.outdated)))
+            self._begin(self._replace_outdated())
+
+    def renew(self, names: Collection[str]) -> None:
+        """Restart these and what a roll would still come to, whichever of them become ready."""
+        all_names = {*names, *self._supervisor.restarting}
+        self.cancel()
+        self._begin(self._renew(all_names))
+
+    def cancel(self) -> None:
+        """End the roll: what it would still restart is asked for something else now."""
+        if self._roll is not None:
+            self._roll.cancel()
+            self.outdated = frozenset()
+
+    def _begin(self, roll: Coroutine[object, object, None]) -> None:
+        self._roll = self._keep(roll)
+
+    async def _replace_outdated(self) -> None:
+        # Nobody sees a moment in which they are neither outdated nor being restarted.
+        outdated, self.outdated = self.outdated, frozenset()
+        await self._restart(outdated)
+
+    async def _restart(self, names: Iterable[str], *, drain: bool = True) -> None:
+        with suppress(LlmsupError):  # a succession that failed has been said, and ends the roll
+            await self._supervisor.restart_in_order(names, drain=drain)
+
+    async def _renew(self, names: Collection[str]) -> None:
+        for name in self._supervisor.start_order:
+            if name in names and self._supervisor.services[name].want is Want.UP:
+                await self._restart([name])
