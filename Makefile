@@ -30,8 +30,9 @@ $(VENV)/installed: pyproject.toml Makefile
 demo: install
 	@$(BIN)/python -m bench.demo $(ARGS)
 
+# A file of tests at a time on each core: most of the time they wait for processes.
 test: install
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
 
 # INPUTS in all, over every target; SEED runs the same ones again.
 INPUTS ?= 100000
