@@ -1,5 +1,7 @@
 """What must hold once a fault is over. Each check returns what is wrong, empty where nothing is."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -7,7 +9,8 @@ from typing import Any
 
 from llmsup.drill.traffic import Record
 from llmsup.errors import LlmsupError
-from llmsup.host import procfs
+from llmsup.evidence import KEPT
+from llmsup.host import bundles, procfs
 from tests.chaos.faults import GATEWAY, Fault, Shape, may_be_unavailable, takes_gateway
 from tests.chaos.stack import REVISION, ChaosStack
 from tests.home import Home, is_alive
@@ -108,6 +111,10 @@ def descriptors(pid: int) -> Sequence[str]:
     return links
 
 
+EVIDENCE = re.compile(r"state/crashes(/\w[^/]*(/(death\.json|output\.log))?)?")
+"""Crash bundles in full: one that was never finished has a dot in front."""
+
+
 class Leaks:
     """What the daemon and its home held when nothing had been broken yet."""
 
@@ -126,9 +133,17 @@ class Leaks:
         return f"the daemon has {fds} descriptors, not {allowed}: {links}"
 
     def no_leaked_file(self, stack: ChaosStack) -> str:
-        """No file that was not there at first, save those of `extra` and rotated logs."""
-        new = {name for name in files(stack.home) - self._files if "extra" not in name}
-        return f"files left behind: {sorted(new)}" if new else ""
+        """No file that was not there at first, save those of `extra`, rotated logs and evidence."""
+        new = {
+            name
+            for name in files(stack.home) - self._files
+            if "extra" not in name and not EVIDENCE.fullmatch(name)
+        }
+        if new:
+            return f"files left behind: {sorted(new)}"
+        deaths = Counter(bundle.service for bundle in bundles.found(stack.home.paths.crashes))
+        kept = {name: count for name, count in deaths.items() if count > KEPT}
+        return f"more crash bundles than {KEPT}: {kept}" if kept else ""
 
     def no_leaked_memory(self, stack: ChaosStack) -> str:
         """Nothing in /dev/shm that a process of ours had mapped and none has any more."""
