@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -200,18 +201,26 @@ class Stack:
         return self.client.post(path, json={"model": model, **keys}, headers=headers)
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Stack]:
-    """Envoy with the services `chat` and `code`, for all tests of a module."""
-    stack = Stack()
+@contextmanager
+def running(**options: Any) -> Iterator[Stack]:
+    """A stack of these options with Envoy and both services up and published."""
+    stack = Stack(**options)
     try:
         stack.gateway.prepare()
         for name in READY:
             stack.start_stub(name)
         stack.start_envoy()
+        stack.publish(READY)
         yield stack
     finally:
         stack.close()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Stack]:
+    """Envoy with the services `chat` and `code`, for all tests of a module."""
+    with running() as stack:
+        yield stack
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from llmsup.core.routing import Route
 from llmsup.core.service import State
 from llmsup.services.envoy import ALIVE_PATH
-from tests.contract.conftest import READY, Stack, wait_until
+from tests.contract.conftest import Stack, running, wait_until
 
 KEYS = ("sk-alice", "sk-bob")
 
@@ -113,16 +113,8 @@ def test_second_gateway_on_the_port_of_the_first_takes_none_of_its_traffic(stack
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Stack]:
     """A stack that asks for a key."""
-    stack = Stack(api_keys=KEYS)
-    try:
-        stack.gateway.prepare()
-        for name in READY:
-            stack.start_stub(name)
-        stack.start_envoy()
-        stack.publish(READY)
+    with running(api_keys=KEYS) as stack:
         yield stack
-    finally:
-        stack.close()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import wasmtime
 
 from llmsup.host import envoy_hold
-from tests.contract.conftest import READY, Stack, wait_until
+from tests.contract.conftest import Stack, running, wait_until
 
 CHUNKED = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n"
 
@@ -26,16 +26,8 @@ def stub(**wish: Any) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def unheld() -> Iterator[Stack]:
     """An Envoy as it is started where Wasm is missing."""
-    stack = Stack(holds=False)
-    try:
-        stack.gateway.prepare()
-        for name in READY:
-            stack.start_stub(name)
-        stack.start_envoy()
-        stack.publish(READY)
+    with running(holds=False) as stack:
         yield stack
-    finally:
-        stack.close()
 
 
 @contextmanager

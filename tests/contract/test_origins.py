@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.contract.conftest import READY, Stack
+from tests.contract.conftest import Stack, running
 from tests.contract.test_routing_by_model import answered_by, is_error
 
 ALLOWED = ("https://chat.example.com", "http://box.lan:3000")
@@ -48,16 +48,8 @@ WELCOME = [
 @pytest.fixture(scope="module")
 def open_to_pages() -> Iterator[Stack]:
     """A stack whose profile allows two origins."""
-    stack = Stack(allowed_origins=ALLOWED)
-    try:
-        stack.gateway.prepare()
-        for name in READY:
-            stack.start_stub(name)
-        stack.start_envoy()
-        stack.publish(READY)
+    with running(allowed_origins=ALLOWED) as stack:
         yield stack
-    finally:
-        stack.close()
 
 
 @pytest.mark.parametrize("origin", REFUSED)
