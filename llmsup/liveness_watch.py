@@ -11,6 +11,7 @@ from dataclasses import replace
 from llmsup.config.schema import Liveness
 from llmsup.core.health import Outcome
 from llmsup.core.liveness import Pulse, Vitals, Voice, Work, is_still, observe, period_s
+from llmsup.host import ports, procfs
 from llmsup.host.fetch import fetch
 from llmsup.host.probe import probe
 from llmsup.host.signs import signs
@@ -46,6 +47,7 @@ class LivenessWatch:
         self._pid = pid
         self._target = launch.target
         self._tells_work = launch.tells_work
+        self._may_wait = launch.may_wait
         self._is_gpu_busy = is_gpu_busy
         self._answer_timeout_s = min(ANSWER_TIMEOUT_S, period_s(policy))
         self._clock = asyncio.get_running_loop().time
@@ -78,7 +80,16 @@ class LivenessWatch:
             said = await self._ask_for_work()
             outcome = Outcome.UNKNOWN if said else await self._ask_for_health()
         voice, work = said or (_VOICES[outcome], None)
-        return replace(vitals, voice=voice, work=work, is_healthy=outcome is Outcome.PASSED)
+        return replace(
+            vitals,
+            voice=voice,
+            work=work,
+            is_healthy=outcome is Outcome.PASSED,
+            is_waiting=voice is Voice.SILENT and self._may_wait and self._has_asked(),
+        )
+
+    def _has_asked(self) -> bool:
+        return ports.have_asked(procfs.descendants(self._pid))
 
     async def _ask_for_health(self) -> Outcome:
         if self._target.via is not Via.HTTP:

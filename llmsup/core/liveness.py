@@ -47,7 +47,7 @@ class Vitals:
 
     `cpu_s` and `faults` (pages read from disk) are those of its process and all descendants.
     `work` is None where the service did not tell. `is_healthy`: what it says when it is asked.
-    `is_gpu_busy` is None where nobody knows.
+    `is_gpu_busy` is None where nobody knows. `is_waiting`: it may be somebody else who is late.
     """
 
     cpu_s: float = 0.0
@@ -58,6 +58,7 @@ class Vitals:
     voice: Voice = Voice.UNKNOWN
     work: Work | None = None
     is_healthy: bool = False
+    is_waiting: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def observe(pulse: Pulse | None, vitals: Vitals, now: float, policy: Liveness) -
 
 def _is_expected_to_move(vitals: Vitals) -> bool:
     has_work = vitals.work is not None and vitals.work.pending > 0
-    return vitals.is_stopped or vitals.voice is Voice.SILENT or has_work
+    is_mute = vitals.voice is Voice.SILENT and not vitals.is_waiting
+    return vitals.is_stopped or is_mute or has_work
 
 
 def _verdict(vitals: Vitals, still_s: float) -> str:

@@ -110,6 +110,14 @@ def is_connected_to(ports: Collection[int]) -> bool:
     return any(each.state == _ESTABLISHED and each.port in ports for each in _table())
 
 
+def have_asked(pids: Iterable[int]) -> bool:
+    """Whether any of these processes has a connection open that it made itself."""
+    inodes = {inode for pid in pids for inode in _sockets(pid)}
+    theirs = [each for each in _table() if each.inode in inodes]
+    listened = {each.port for each in theirs if each.state == _LISTEN}
+    return any(each.state == _ESTABLISHED and each.port not in listened for each in theirs)
+
+
 @dataclass(frozen=True)
 class _Socket:
     """A TCP socket of this machine: its own port, its state as the kernel writes it, its owner."""

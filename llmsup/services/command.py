@@ -14,6 +14,7 @@ def launch(spec: Command) -> Launch:
         env=spec.env,
         cwd=Path(spec.cwd) if spec.cwd is not None else None,
         ports=() if spec.port is None else (spec.port,),
+        may_wait=True,
     )
 
 

@@ -33,6 +33,7 @@ class Launch:
     Before it is started, the `ports` it will listen on are seen to be free, and the headers of its
     `models` are looked at.
     `tells_work`: on the port of its target it has the endpoints of a llama-server.
+    `may_wait`: it may be the client of somebody who takes long to answer.
     `configuration` tells what else would make it a different process: the content of its files, the
     version of its program. `once` are further arguments that make no difference of that kind.
     """
@@ -43,6 +44,7 @@ class Launch:
     cwd: Path | None = None
     ports: tuple[int, ...] = ()
     tells_work: bool = False
+    may_wait: bool = False
     configuration: str = ""
     once: tuple[str, ...] = ()
     models: tuple[Path, ...] = ()

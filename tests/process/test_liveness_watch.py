@@ -4,14 +4,17 @@ import asyncio
 import json
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from llmsup.config.schema import Liveness
 from llmsup.core.liveness import period_s
+from llmsup.host import ports
 from llmsup.liveness_watch import LivenessWatch
 from llmsup.services.launch import Launch, Target, Via
+from tests.home import wait_until
 
 POLICY = Liveness(timeout_s=2.0)
 LOOKS = 8
@@ -145,3 +148,28 @@ def test_a_refused_connection_is_no_hang(sleeper: int) -> None:
 def test_that_a_connection_is_accepted_is_no_answer_and_no_silence(sleeper: int) -> None:
     answers: Answers = {"/metrics": NOT_THERE, "/slots": NOT_THERE}
     assert watched(sleeper, answers, via=Via.TCP)[0] == ""
+
+
+@pytest.mark.parametrize(("may_wait", "says"), [(True, ""), (False, "answered nothing for ")])
+def test_a_silent_program_that_waits_for_somebody_else_is_no_hang(
+    may_wait: bool, says: str
+) -> None:
+    """Given a connection of its own that nobody answers on, as a client of a model has."""
+    program = (
+        "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1]))).recv(1)"
+    )
+    with socket.socket() as model, socket.socket() as mute:
+        for listener in (model, mute):
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+        argv = [sys.executable, "-c", program, str(model.getsockname()[1])]
+        with subprocess.Popen(argv) as process:
+            try:
+                wait_until(lambda: ports.have_asked([process.pid]), "a connection")
+                target = Target(Via.HTTP, port=mute.getsockname()[1], path="/health")
+                launch = Launch(("x",), target, may_wait=may_wait)
+                reason = asyncio.run(verdict(process.pid, launch))
+                assert reason.startswith(says)
+                assert bool(reason) is not may_wait
+            finally:
+                process.kill()

@@ -113,6 +113,7 @@ def test_command_with_a_health_path() -> None:
         env={"A": "b"},
         cwd=Path("/srv/rag"),
         ports=(8002,),
+        may_wait=True,
     )
 
 
