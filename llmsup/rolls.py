@@ -34,9 +34,11 @@ class Rolls:
         return sorted(self.outdated) or list(self._supervisor.restarting)
 
     def restart(self, names: Iterable[str], *, drain: bool = True) -> None:
-        """Restart these, instead of whatever a roll would still come to."""
+        """Restart these, and then what a roll would still have come to."""
+        chosen = tuple(names)
+        rest = {*self.outdated, *self._supervisor.restarting[1:]}.difference(chosen)
         self.cancel()
-        self._begin(self._restart(names, drain=drain))
+        self._begin(self._restart_first(chosen, drain, rest))
 
     def replace_outdated(self) -> None:
         """Restart what is outdated; once, for there is nothing that makes more of it so."""
@@ -52,13 +54,19 @@ class Rolls:
         self._begin(self._renew(all_names))
 
     def cancel(self) -> None:
-        """End the roll: what it would still restart is asked for something else now."""
+        """End the roll."""
         if self._roll is not None:
             self._roll.cancel()
             self.outdated = frozenset()
 
     def _begin(self, roll: Coroutine[object, object, None]) -> None:
         self._roll = self._keep(roll)
+
+    async def _restart_first(
+        self, names: Iterable[str], drain: bool, rest: Collection[str]
+    ) -> None:
+        await self._restart(names, drain=drain)
+        await self._restart(rest)
 
     async def _replace_outdated(self) -> None:
         # Nobody sees a moment in which they are neither outdated nor being restarted.
