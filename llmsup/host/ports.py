@@ -68,8 +68,7 @@ def strangers(port: int, pid: int) -> list[PortOwner]:
 
 def has_socket(port: int, pids: Iterable[int]) -> bool:
     """Whether one of the processes listens on `port`, or has a connection that came in there."""
-    held = {inode for pid in pids for inode in _sockets(pid)}
-    return any(each.port == port and each.inode in held for each in _table())
+    return any(each.port == port for each in _held_by(pids))
 
 
 def is_free(port: int) -> bool:
@@ -99,10 +98,7 @@ def free_port(avoid: Container[int]) -> int:
 
 def listened_to(pids: Iterable[int]) -> frozenset[int]:
     """The ports on which any of these processes listens."""
-    inodes = {inode for pid in pids for inode in _sockets(pid)}
-    return frozenset(
-        each.port for each in _table() if each.state == _LISTEN and each.inode in inodes
-    )
+    return frozenset(each.port for each in _held_by(pids) if each.state == _LISTEN)
 
 
 def is_connected_to(ports: Collection[int]) -> bool:
@@ -112,8 +108,7 @@ def is_connected_to(ports: Collection[int]) -> bool:
 
 def have_asked(pids: Iterable[int]) -> bool:
     """Whether any of these processes has a connection open that it made itself."""
-    inodes = {inode for pid in pids for inode in _sockets(pid)}
-    theirs = [each for each in _table() if each.inode in inodes]
+    theirs = _held_by(pids)
     listened = {each.port for each in theirs if each.state == _LISTEN}
     return any(each.state == _ESTABLISHED and each.port not in listened for each in theirs)
 
@@ -137,6 +132,12 @@ def _table() -> Iterator[_Socket]:
         for line in lines:
             _, local, _, state, _, _, _, uid, _, inode, *_ = line.split()
             yield _Socket(int(local.rpartition(":")[2], 16), state, int(uid), int(inode))
+
+
+def _held_by(pids: Iterable[int]) -> list[_Socket]:
+    """The sockets that one of these processes has open."""
+    inodes = {inode for pid in pids for inode in _sockets(pid)}
+    return [each for each in _table() if each.inode in inodes]
 
 
 def _listening(port: int) -> dict[int, int]:
