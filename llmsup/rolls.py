@@ -49,7 +49,7 @@ class Rolls:
 
     def renew(self, names: Collection[str]) -> None:
         """Restart these and what a roll would still come to, whichever of them become ready."""
-        all_names = {*names, *self._supervisor.restarting}
+        all_names = {*names, *self.outdated, *self._supervisor.restarting}
         self.cancel()
         self._begin(self._renew(all_names))
 
