@@ -57,6 +57,11 @@ class Unit:
     prepare: Callable[[], None] | None = None
     """Finds out what `launch` only looks up. It may take a second: call it in a thread."""
 
+    @property
+    def uses_card(self) -> bool:
+        """Whether it has layers on the card."""
+        return self.gpu_layers not in {None, 0}
+
     def generation_mark(self, generation: int) -> str:
         """The mark of one generation; closed, so that 1 is no prefix of 10."""
         return f"{self.mark}{generation}:"

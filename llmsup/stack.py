@@ -430,7 +430,7 @@ class Stack:
         return [
             name
             for name, keeper in self._supervisor.keepers.items()
-            if keeper.unit.gpu_layers not in {None, 0} and keeper.service.want is Want.UP
+            if keeper.unit.uses_card and keeper.service.want is Want.UP
         ]
 
     def _note_death(self, findings: Findings) -> None:

@@ -118,7 +118,7 @@ def _unit(
             case Command():
                 return command.launch(service)
 
-    return Unit(
+    unit = Unit(
         name=name,
         kind=str(service.__struct_config__.tag),
         launch=launch,
@@ -127,16 +127,12 @@ def _unit(
         policy=_policy(service),
         readiness=service.readiness,
         liveness=service.liveness,
-        is_gpu_busy=is_gpu_busy if _uses_card(service) else lambda: None,
         depends_on=service.depends_on,
         port=port,
         model=Path(service.model).name if isinstance(service, LlamaServer) else None,
         gpu_layers=service.gpu_layers if isinstance(service, LlamaServer) else None,
     )
-
-
-def _uses_card(service: Service) -> bool:
-    return isinstance(service, LlamaServer) and service.gpu_layers != 0
+    return replace(unit, is_gpu_busy=is_gpu_busy) if unit.uses_card else unit
 
 
 def _created(directory: Path) -> Path:
