@@ -23,7 +23,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 class Usage:
     """What a process has used so far, those of its children included that have ended."""
 
-    cpu_ticks: int = 0
+    cpu_s: float = 0.0
     major_faults: int = 0
 
 
@@ -170,7 +170,7 @@ def usage(pid: int) -> Usage:
     if not fields:
         return Usage()
     return Usage(
-        cpu_ticks=sum(int(ticks) for ticks in fields[11:15]),
+        cpu_s=sum(int(ticks) for ticks in fields[11:15]) / _TICKS_PER_S,
         major_faults=int(fields[9]) + int(fields[10]),
     )
 

@@ -1,11 +1,8 @@
 """What the kernel knows of a process and its descendants, without asking them."""
 
-import os
 from dataclasses import dataclass
 
 from llmsup.host import procfs
-
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ def signs(pid: int) -> Signs:
     tree = procfs.descendants(pid)
     usages = [procfs.usage(each) for each in tree]
     return Signs(
-        cpu_s=sum(usage.cpu_ticks for usage in usages) / _TICKS_PER_S,
+        cpu_s=sum(usage.cpu_s for usage in usages),
         faults=sum(usage.major_faults for usage in usages),
         is_stopped=procfs.state(_worker(tree)) == "T",
         is_traced=any(map(procfs.is_traced, tree)),
