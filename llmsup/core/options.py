@@ -1,4 +1,4 @@
-"""What a llama-server is told that decides how much memory it takes. All of it is said explicitly."""
+"""What a llama-server is told that its memory depends on. All of it is said explicitly."""
 
 from dataclasses import dataclass
 from typing import Literal
