@@ -1,0 +1,253 @@
+"""When a service gives layers back because other programs need the card, and when it grows. Pure.
+
+A change costs a restart, so little is done: a dip that passes and a drift that the headroom is
+there for are nothing, one service at a time changes, and one that had to shrink soon after it
+grew waits twice as long before it grows again.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Literal
+
+from llmsup.core.plan import Budget
+
+Rebalance = Literal["off", "shrink", "auto"]
+
+MIB = 2**20
+DRIFT_BYTES = 200 * MIB
+DRIFT_PART = 30
+PRESSURE_S = 10.0
+SQUEEZE_S = 2.0
+ROOM_S = 30.0
+SHRUNK_LATELY_S = 600.0
+GREW_LATELY_S = 900.0
+FIRST_WAIT_S = 120.0
+LAST_WAIT_S = 7200.0
+GAIN_LAYERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A service that has, or could have, layers on the card.
+
+    `rank`: who has the lower one gives first. `held_bytes`: what the card lost to it, as measured
+    where that is known. `may_change`: a plan chose its layers, and it is not pinned. `may_pause`:
+    nobody waits for it, or another service of each of its routes answers meanwhile. `possible`:
+    the layers that it would get were it, and only it, started anew now; None where not asked.
+    """
+
+    service: str
+    rank: int
+    layers: int
+    all_layers: int
+    held_bytes: int
+    may_change: bool
+    may_pause: bool
+    possible: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The card and its tenants at one moment. `is_settled`: nobody loads, drains or stops."""
+
+    budget: Budget
+    tenants: tuple[Tenant, ...]
+    is_settled: bool
+
+    @property
+    def keep_free_bytes(self) -> int:
+        """What other programs and our services together should leave free."""
+        budget = self.budget
+        return max(budget.headroom_bytes, budget.total_bytes - budget.ceiling_bytes)
+
+    @property
+    def drift_bytes(self) -> int:
+        """A change of the free memory that is nothing: 200 MiB, or less on a small card."""
+        return min(DRIFT_BYTES, self.budget.total_bytes // DRIFT_PART)
+
+    @property
+    def missing_bytes(self) -> int:
+        """How much less is free than should be; negative where there is more."""
+        return self.keep_free_bytes - self.budget.free_bytes
+
+    @property
+    def is_pressed(self) -> bool:
+        """Whether more is missing than a drift. At least half of what is kept free is for that."""
+        return self.missing_bytes > min(self.drift_bytes, self.keep_free_bytes // 2)
+
+    @property
+    def is_squeezed(self) -> bool:
+        """Whether so little is free that the next allocation may fail."""
+        return self.is_pressed and self.budget.free_bytes < self.budget.headroom_bytes // 4
+
+    @property
+    def is_roomy(self) -> bool:
+        """Whether more is free than a drift explains."""
+        return -self.missing_bytes >= self.drift_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What was done to one service. `wait_s`: so long it does not grow after a change."""
+
+    shrunk_at: float | None = None
+    grew_at: float | None = None
+    wait_s: float = FIRST_WAIT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What is known from one observation to the next. Times are monotonic seconds.
+
+    `*_since`: the first of the observations in a row that found it so. `is_told`: a pressure that
+    nothing is done about has been said.
+    """
+
+    rebalance: Rebalance
+    pressed_since: float | None = None
+    squeezed_since: float | None = None
+    roomy_since: float | None = None
+    pasts: Mapping[str, Past] = field(default_factory=lambda: MappingProxyType({}))
+    is_told: bool = False
+
+    def past(self, service: str) -> Past:
+        """What was done to the service so far."""
+        return self.pasts.get(service, Past())
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink:
+    """Start the service anew with so many bytes less, at least."""
+
+    service: str
+    by_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grow:
+    """Start the service anew: the card has room for so many layers of it."""
+
+    service: str
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class TellPressure:
+    """Say that other programs take what should be free, and why nothing is done about it."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TellRelief:
+    """Say that this is over."""
+
+
+Action = Shrink | Grow | TellPressure | TellRelief
+
+
+def step(balance: Balance, seen: Observation, now: float) -> tuple[Balance, tuple[Action, ...]]:
+    """The balance after one more observation, and what is to be done about it.
+
+    While something is on its way the memory is not what it will be: nothing follows from it.
+    """
+    if not seen.is_settled:
+        return _forget(balance), ()
+    after = replace(
+        balance,
+        pressed_since=_since(balance.pressed_since, seen.is_pressed, now),
+        squeezed_since=_since(balance.squeezed_since, seen.is_squeezed, now),
+        roomy_since=_since(balance.roomy_since, seen.is_roomy, now),
+    )
+    if seen.is_pressed:
+        return _relieve(after, seen, now)
+    told: tuple[Action, ...] = (TellRelief(),) if after.is_told else ()
+    after, actions = _use_room(replace(after, is_told=False), seen, now)
+    return after, told + actions
+
+
+def growing(balance: Balance, seen: Observation, now: float) -> Iterator[Tenant]:
+    """For whom it is worth asking what is possible, the highest rank first.
+
+    A plan costs milliseconds and an observation comes every few seconds, so it is made for these
+    only, and when it gave nothing, not before there has been room for as long again.
+    """
+    if balance.rebalance != "auto" or not seen.is_settled or not seen.is_roomy:
+        return
+    if not _lasts(balance.roomy_since, ROOM_S, now):
+        return
+    for tenant in sorted(seen.tenants, key=lambda each: -each.rank):
+        past = balance.past(tenant.service)
+        last = max(past.shrunk_at or -past.wait_s, past.grew_at or -past.wait_s)
+        has_waited = now - last >= past.wait_s
+        may_grow = tenant.may_change and tenant.may_pause and tenant.layers < tenant.all_layers
+        if may_grow and has_waited:
+            yield tenant
+
+
+def _relieve(balance: Balance, seen: Observation, now: float) -> tuple[Balance, tuple[Action, ...]]:
+    is_urgent = _lasts(balance.squeezed_since, SQUEEZE_S, now)
+    if not is_urgent and not _lasts(balance.pressed_since, PRESSURE_S, now):
+        return balance, ()
+    if balance.rebalance == "off":
+        return _tell(balance, 'rebalance is "off"')
+    givers = [each for each in seen.tenants if each.may_change and each.layers > 0]
+    if not givers:
+        return _tell(balance, "no service has layers that it may give back")
+    giver = min(givers, key=lambda each: each.rank)
+    if not is_urgent and not giver.may_pause:
+        return balance, ()
+    past = balance.past(giver.service)
+    by_bytes = seen.missing_bytes
+    if past.shrunk_at is not None and now - past.shrunk_at < SHRUNK_LATELY_S:
+        by_bytes = max(by_bytes, giver.held_bytes // 2)  # not a layer at a time, again and again
+    after = _forget(balance, giver.service, _shrunk(past, now))
+    return after, (Shrink(giver.service, by_bytes),)
+
+
+def _use_room(
+    balance: Balance, seen: Observation, now: float
+) -> tuple[Balance, tuple[Action, ...]]:
+    after = balance
+    for tenant in growing(balance, seen, now):
+        possible = tenant.possible if tenant.possible is not None else tenant.layers
+        gain = possible - tenant.layers
+        is_worth_it = gain >= GAIN_LAYERS or (gain > 0 and possible >= tenant.all_layers)
+        if is_worth_it:
+            past = replace(balance.past(tenant.service), grew_at=now)
+            return _forget(balance, tenant.service, past), (Grow(tenant.service, possible),)
+        after = replace(balance, roomy_since=now)
+    return after, ()
+
+
+def _shrunk(past: Past, now: float) -> Past:
+    if past.grew_at is None or (past.shrunk_at is not None and past.shrunk_at > past.grew_at):
+        return replace(past, shrunk_at=now)  # it has not grown since: nothing to be learnt
+    is_soon = now - past.grew_at < GREW_LATELY_S
+    wait_s = min(2 * past.wait_s, LAST_WAIT_S) if is_soon else FIRST_WAIT_S
+    return replace(past, shrunk_at=now, wait_s=wait_s)
+
+
+def _tell(balance: Balance, why: str) -> tuple[Balance, tuple[Action, ...]]:
+    if balance.is_told:
+        return balance, ()
+    return replace(balance, is_told=True), (TellPressure(why),)
+
+
+def _forget(balance: Balance, service: str = "", past: Past | None = None) -> Balance:
+    """What has been seen says nothing of what comes; `past` is now that of the service."""
+    fresh = replace(balance, pressed_since=None, squeezed_since=None, roomy_since=None)
+    if past is None:
+        return fresh
+    return replace(fresh, pasts=MappingProxyType({**balance.pasts, service: past}))
+
+
+def _since(before: float | None, is_so: bool, now: float) -> float | None:
+    if not is_so:
+        return None
+    return now if before is None else before
+
+
+def _lasts(since: float | None, at_least_s: float, now: float) -> bool:
+    return since is not None and now - since >= at_least_s
