@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
-from llmsup.core.plan import Budget
+from llmsup.core.options import Options
+from llmsup.core.plan import Budget, Demand
 
 Rebalance = Literal["off", "shrink", "auto"]
 
@@ -22,34 +23,54 @@ SQUEEZE_S = 2.0
 ROOM_S = 30.0
 SHRUNK_LATELY_S = 600.0
 GREW_LATELY_S = 900.0
-FIRST_WAIT_S = 120.0
+FIRST_WAIT_S = 60.0
 LAST_WAIT_S = 7200.0
 GAIN_LAYERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much of a model is on the card. `is_whole`: nothing was taken from what is asked for it.
+
+    The experts of a layer count as a layer of their own.
+    """
+
+    layers: int
+    is_whole: bool
+
+
+def extent(options: Options, demand: Demand) -> Extent:
+    """What these options have on the card of what is demanded."""
+    layers = options.gpu_layers
+    if layers and demand.has_experts:
+        layers += max(0, demand.layers - 1 - options.n_cpu_moe)
+    return Extent(layers, options == demand.asked)
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """A service that has, or could have, layers on the card.
 
-    `rank`: who has the lower one gives first. `held_bytes`: what the card lost to it, as measured
-    where that is known. `may_change`: a plan chose its layers, and it is not pinned. `may_pause`:
-    nobody waits for it, or another service of each of its routes answers meanwhile. `possible`:
-    the layers that it would get were it, and only it, started anew now; None where not asked.
+    `held_bytes`: what the card lost to it, as measured where that is known. `may_change`: a plan
+    chose its layers, and it is not pinned. `may_pause`: nobody waits for it, or another service of
+    each of its routes answers meanwhile. `possible`: what it would get were it, and only it,
+    started anew now; None where that was not asked.
     """
 
     service: str
-    rank: int
-    layers: int
-    all_layers: int
+    extent: Extent
     held_bytes: int
     may_change: bool
     may_pause: bool
-    possible: int | None = None
+    possible: Extent | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The card and its tenants at one moment. `is_settled`: nobody loads, drains or stops."""
+    """The card at one moment, and its tenants in the order in which it is given to them.
+
+    `is_settled`: nobody loads, drains or stops.
+    """
 
     budget: Budget
     tenants: tuple[Tenant, ...]
@@ -95,6 +116,11 @@ class Past:
     grew_at: float | None = None
     wait_s: float = FIRST_WAIT_S
 
+    def has_waited(self, now: float) -> bool:
+        """Whether its last change is long enough ago."""
+        changes = (self.shrunk_at, self.grew_at)
+        return all(at is None or now - at >= self.wait_s for at in changes)
+
 
 @dataclass(frozen=True, slots=True)
 class Balance:
@@ -126,10 +152,9 @@ class Shrink:
 
 @dataclass(frozen=True, slots=True)
 class Grow:
-    """Start the service anew: the card has room for so many layers of it."""
+    """Start the service anew: the card has room for more of it."""
 
     service: str
-    layers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +193,7 @@ def step(balance: Balance, seen: Observation, now: float) -> tuple[Balance, tupl
 
 
 def growing(balance: Balance, seen: Observation, now: float) -> Iterator[Tenant]:
-    """For whom it is worth asking what is possible, the highest rank first.
+    """For whom it is worth asking what is possible, the first of them first.
 
     A plan costs milliseconds and an observation comes every few seconds, so it is made for these
     only, and when it gave nothing, not before there has been room for as long again.
@@ -177,12 +202,9 @@ def growing(balance: Balance, seen: Observation, now: float) -> Iterator[Tenant]
         return
     if not _lasts(balance.roomy_since, ROOM_S, now):
         return
-    for tenant in sorted(seen.tenants, key=lambda each: -each.rank):
-        past = balance.past(tenant.service)
-        last = max(past.shrunk_at or -past.wait_s, past.grew_at or -past.wait_s)
-        has_waited = now - last >= past.wait_s
-        may_grow = tenant.may_change and tenant.may_pause and tenant.layers < tenant.all_layers
-        if may_grow and has_waited:
+    for tenant in seen.tenants:
+        may_grow = tenant.may_change and tenant.may_pause and not tenant.extent.is_whole
+        if may_grow and balance.past(tenant.service).has_waited(now):
             yield tenant
 
 
@@ -192,10 +214,10 @@ def _relieve(balance: Balance, seen: Observation, now: float) -> tuple[Balance, 
         return balance, ()
     if balance.rebalance == "off":
         return _tell(balance, 'rebalance is "off"')
-    givers = [each for each in seen.tenants if each.may_change and each.layers > 0]
+    givers = [each for each in seen.tenants if each.may_change and each.extent.layers > 0]
     if not givers:
         return _tell(balance, "no service has layers that it may give back")
-    giver = min(givers, key=lambda each: each.rank)
+    giver = givers[-1]
     if not is_urgent and not giver.may_pause:
         return balance, ()
     past = balance.past(giver.service)
@@ -211,14 +233,17 @@ def _use_room(
 ) -> tuple[Balance, tuple[Action, ...]]:
     after = balance
     for tenant in growing(balance, seen, now):
-        possible = tenant.possible if tenant.possible is not None else tenant.layers
-        gain = possible - tenant.layers
-        is_worth_it = gain >= GAIN_LAYERS or (gain > 0 and possible >= tenant.all_layers)
-        if is_worth_it:
+        possible = tenant.possible
+        if possible is not None and _is_worth_a_restart(tenant.extent, possible):
             past = replace(balance.past(tenant.service), grew_at=now)
-            return _forget(balance, tenant.service, past), (Grow(tenant.service, possible),)
+            return _forget(balance, tenant.service, past), (Grow(tenant.service),)
         after = replace(balance, roomy_since=now)
     return after, ()
+
+
+def _is_worth_a_restart(before: Extent, after: Extent) -> bool:
+    gain = after.layers - before.layers
+    return gain >= GAIN_LAYERS or (gain >= 0 and after.is_whole and not before.is_whole)
 
 
 def _shrunk(past: Past, now: float) -> Past:

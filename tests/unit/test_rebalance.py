@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsup.core.plan import Budget
+from llmsup.core.options import Options
+from llmsup.core.plan import Budget, Demand, Knob, Price
 from llmsup.core.rebalance import (
     FIRST_WAIT_S,
     MIB,
     Action,
     Balance,
+    Extent,
     Grow,
     Observation,
     Rebalance,
@@ -20,6 +22,7 @@ from llmsup.core.rebalance import (
     TellPressure,
     TellRelief,
     Tenant,
+    extent,
     growing,
     step,
 )
@@ -45,6 +48,9 @@ class Model:
     @property
     def held_bytes(self) -> int:
         return self.layers * self.layer_bytes
+
+    def extent(self, layers: int) -> Extent:
+        return Extent(layers, layers == self.all_layers)
 
     def fitting(self, free_bytes: int) -> int:
         return max(0, min(self.all_layers, free_bytes // self.layer_bytes))
@@ -79,14 +85,12 @@ class World:
             tuple(
                 Tenant(
                     each.name,
-                    each.rank,
-                    each.layers,
-                    each.all_layers,
+                    each.extent(each.layers),
                     each.held_bytes,
                     each.may_change,
                     each.may_pause,
                 )
-                for each in self.models
+                for each in sorted(self.models, key=lambda each: -each.rank)
             ),
             is_settled=self.now >= self.busy_until,
         )
@@ -113,9 +117,9 @@ class World:
     def take(self, size_mib: int) -> None:
         self.outside += size_mib * MIB
 
-    def _possible(self, tenant: Tenant) -> int:
+    def _possible(self, tenant: Tenant) -> Extent:
         model = self._model(tenant.service)
-        return model.fitting(self._free_without(model) - HEADROOM)
+        return model.extent(model.fitting(self._free_without(model) - HEADROOM))
 
     def _free_without(self, model: Model) -> int:
         others = sum(each.held_bytes for each in self.models if each is not model)
@@ -281,7 +285,7 @@ def test_one_layer_is_not_worth_a_restart_unless_it_is_the_last() -> None:
     assert world.look(3600) == []
 
     world.models[0].all_layers = world.models[0].layers + 1
-    assert world.look(3600) == [Grow("code", world.models[0].all_layers)]
+    assert world.look(3600) == [Grow("code")]
 
 
 def test_a_service_grows_only_while_nobody_has_to_wait_for_it() -> None:
@@ -340,6 +344,38 @@ def test_a_ceiling_keeps_memory_free_like_a_headroom() -> None:
     assert not seen.is_squeezed
 
 
+def test_the_experts_of_a_layer_count_as_one_more() -> None:
+    asked = Options(gpu_layers=49)
+    demand = Demand(
+        "code", "moe.gguf", 49, asked, no_price, lambda _: 0, frozenset(Knob), has_experts=True
+    )
+
+    assert extent(asked, demand) == Extent(49 + 48, is_whole=True)
+    assert extent(replace(asked, n_cpu_moe=40), demand) == Extent(49 + 8, is_whole=False)
+    assert extent(replace(asked, gpu_layers=20, n_cpu_moe=48), demand) == Extent(20, is_whole=False)
+    assert extent(replace(asked, gpu_layers=0), demand) == Extent(0, is_whole=False)
+
+
+def test_what_was_degraded_is_whole_again_before_it_counts_as_such() -> None:
+    world = dual()
+    code = replace(
+        world.observation().tenants[1],
+        extent=Extent(30, is_whole=False),
+        possible=Extent(30, is_whole=True),
+    )
+    room = replace(world.observation().budget, free_bytes=3000 * MIB)
+    seen = Observation(room, (code,), is_settled=True)
+    balance, _ = step(Balance("auto"), seen, 100.0)
+
+    assert step(balance, seen, 200.0)[1] == (Grow("code"),)
+    none_more = replace(code, possible=Extent(30, is_whole=False))
+    assert step(balance, replace(seen, tenants=(none_more,)), 200.0)[1] == ()
+
+
+def no_price(_: Options) -> Price:
+    raise AssertionError("nobody asks for it")
+
+
 # --- whatever other programs do -------------------------------------------------------------------
 
 SEQUENCES = st.lists(
@@ -380,15 +416,13 @@ def test_the_choice_is_never_a_wrong_one(world: World, sequence: list[tuple[int,
                     chosen = next(each for each in before if each.service == action.service)
                     assert chosen.may_change
                 if isinstance(action, Shrink):
-                    assert chosen.layers > 0
+                    assert chosen.extent.layers > 0
                     assert action.by_bytes > 0
-                    assert not any(
-                        each.may_change and each.layers > 0 and each.rank < chosen.rank
-                        for each in before
-                    )
+                    lower = before[before.index(chosen) + 1 :]
+                    assert not any(each.may_change and each.extent.layers for each in lower)
                 if isinstance(action, Grow):
                     assert chosen.may_pause
-                    assert action.layers > chosen.layers
+                    assert layers(world)[action.service] > chosen.extent.layers
 
 
 @given(worlds(), SEQUENCES)
