@@ -1,0 +1,212 @@
+"""Real models on a card that is too small for them, and that other programs use, too.
+
+The card is the stand-in: real llama-servers really offload to it, run out of it and answer.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+from bench.models import gemma, smollm2
+from llmsup.drill.traffic import Client, Load, Record, chat_body
+from tests.cards import StandIn
+from tests.home import Home, free_ports, wait_until
+
+MIB = 2**20
+TOTAL_MIB = 1024
+OVERHEAD_MIB = 24
+HEADROOM_MIB = 16
+TAKES_MIB = 500 * TOTAL_MIB // 6141
+"""What 500 MiB are on a card of 6 GB."""
+
+CAPS = int(os.environ.get("LLMSUP_CARD_CAPS", "8"))
+"""`make card` tries thirty."""
+
+SERVICES = ("chat", "code")
+ROUTES = ("chat-3b", "code-7b")
+
+
+def profile(home: Home, rebalance: str) -> None:
+    """SmolLM2 as chat before Gemma as code, each the other's fallback."""
+    chat, code = free_ports(2)
+    text = f"""
+[models]
+dirs = ["{smollm2().parent}", "{gemma().parent}"]
+[gpu]
+ceiling = "100%"
+headroom = "{HEADROOM_MIB}MiB"
+rebalance = "{rebalance}"
+"""
+    for name, port, model, priority in (
+        ("chat", chat, smollm2().name, 10),
+        ("code", code, gemma().name, 5),
+    ):
+        text += f"""
+[service.{name}]
+kind = "llama-server"
+model = "{model}"
+port = {port}
+priority = {priority}
+ctx_size = 2048
+parallel = 2
+args = ["--threads", "1"]
+grace_period = "5s"
+readiness = {{ http_get = "/health", period = "200ms" }}
+restart = {{ backoff = "100ms", max_deaths = 20 }}
+"""
+    text += '[route."chat-3b"]\nservices = ["chat", "code"]\n'
+    text += '[route."code-7b"]\nservices = ["code", "chat"]\n'
+    home.write(text)
+
+
+@pytest.fixture
+def card() -> Iterator[StandIn]:
+    with StandIn(total_mib=TOTAL_MIB, overhead_mib=OVERHEAD_MIB) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def on_card(home: Home, card: StandIn) -> Home:
+    home.environ |= card.environ
+    return home
+
+
+def answers(home: Home) -> list[Record]:
+    """One from each route."""
+
+    async def ask() -> list[Record]:
+        api = Client("127.0.0.1", home.gateway_port)
+        records = [await api.ask(chat_body(route, max_tokens=4)) for route in ROUTES]
+        await api.close()
+        return records
+
+    return asyncio.run(ask())
+
+
+def deaths(home: Home, since: int = 0) -> list[dict[str, object]]:
+    return [event for event in home.events()[since:] if event["event"] == "death"]
+
+
+def layers(home: Home) -> dict[str, int]:
+    return {name: int(home.service(name)["gpu_layers"]) for name in SERVICES}
+
+
+@pytest.mark.timeout(120 + 20 * CAPS)
+def test_every_start_is_ready_and_answers_whatever_is_free(
+    on_card: Home, card: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given caps from "nothing fits" to "all fits", in any order, under one daemon."""
+    profile(on_card, "off")
+    card.take(TOTAL_MIB * 3 // 4)
+    on_card.start(timeout_s=120)
+    before_first_load = deaths(on_card)
+    assert len(before_first_load) <= len(SERVICES), "one retry each"
+
+    caps = [round(20 + each * 780 / (CAPS - 1)) for each in range(CAPS)]
+    Random(CAPS).shuffle(caps)
+    rows: list[tuple[int, str, int, float, float, float]] = []
+    for cap_mib in caps:
+        seen = len(on_card.events())
+        assert on_card.cli("stop", *SERVICES).returncode == 0
+        card.give_back()
+        card.take(TOTAL_MIB - cap_mib)
+        started = on_card.cli("start", timeout_s=120)
+        assert started.returncode == 0, f"{cap_mib} MiB: {started.stderr}{on_card.daemon_log()}"
+
+        assert [(record.status, record.error) for record in answers(on_card)] == [(200, "")] * 2
+        assert deaths(on_card, seen) == [], f"{cap_mib} MiB"
+        for name in SERVICES:
+            info = on_card.service(name)
+            assert info["state"] == "ready"
+            used = card.used_by(info["pid"])
+            planned, measured = info["planned_bytes"] or 0, info["measured_bytes"] or 0
+            row = (cap_mib, name, info["gpu_layers"], planned / MIB, measured / MIB, used / MIB)
+            rows.append(row)
+        assert card.free_mib >= 0
+    with capsys.disabled():
+        show(rows)
+    by_cap = {cap: {row[1]: row[2] for row in rows if row[0] == cap} for cap in caps}
+    assert by_cap[min(caps)] == {"chat": 0, "code": 0}
+    assert by_cap[max(caps)] == {"chat": 31, "code": 19}
+    assert len({str(each) for each in by_cap.values()}) > 2, "something in between"
+    for _, _, number, planned_mib, _, used_mib in rows:
+        assert used_mib <= planned_mib + HEADROOM_MIB
+        assert (number == 0) == (used_mib == 0)
+
+
+def show(rows: list[tuple[int, str, int, float, float, float]]) -> None:
+    """The plan beside what the card really lost, in MiB."""
+    print("\n cap  service  layers   planned  measured      used     error")
+    for cap, name, number, planned, measured, used in sorted(rows):
+        figures = "".join(f"{each:10.1f}" for each in (planned, measured, used, planned - used))
+        print(f"{cap:4}  {name:7}  {number:6}{figures}")
+
+
+@pytest.mark.timeout(400)
+def test_a_program_that_takes_memory_at_any_moment_fails_no_request(
+    on_card: Home, card: StandIn
+) -> None:
+    """Given one that takes it while servers load, between loads and while they serve."""
+    profile(on_card, "auto")
+    card.take(TOTAL_MIB // 2)
+    on_card.start(timeout_s=120)
+    chance = Random(4)
+    at_first = layers(on_card)
+    assert min(at_first.values()) > 0, at_first
+
+    async def run() -> Load:
+        load = Load(
+            on_card.gateway_port, chat_body("chat-3b", max_tokens=8), clients=3, pause_s=0.05
+        )
+        load.start()
+        for name in (*SERVICES, *SERVICES):
+            restart = asyncio.create_task(asyncio.to_thread(on_card.cli, "restart", name))
+            await asyncio.sleep(chance.uniform(0.0, 2.0))
+            card.take(TAKES_MIB)
+            assert (await restart).returncode == 0
+            await asyncio.sleep(chance.uniform(0.0, 1.0))
+            card.give_back(TAKES_MIB)
+            await asyncio.to_thread(settled, on_card)
+        await asyncio.to_thread(shrinks_and_grows_back, on_card, card)
+        await load.finish()
+        return load
+
+    load = asyncio.run(run())
+    assert [record.error for record in load.records if record.failed] == []
+    assert len(load.records) > 100
+
+
+def settled(home: Home) -> None:
+    for name in SERVICES:
+        home.wait_state(name, "ready", deadline_s=90)
+
+
+def changes(home: Home, since: int) -> list[tuple[str, int, int]]:
+    return [
+        (event["service"], event["layers_before"], event["layers_after"])
+        for event in home.events()[since:]
+        if event["event"] == "rebalance" and "layers_after" in event
+    ]
+
+
+def shrinks_and_grows_back(home: Home, card: StandIn) -> None:
+    seen, before = len(home.events()), layers(home)
+    taken = max(TAKES_MIB, card.free_mib)
+    card.take(taken)
+    wait_until(lambda: changes(home, seen), "a service that shrank", deadline_s=90)
+    settled(home)
+    name, was, became = changes(home, seen)[0]
+    assert (name, was) == ("code", before["code"]), "the lower priority"
+    assert became < was
+    assert layers(home)["chat"] == before["chat"]
+    assert "other programs left" in home.service("code")["why"]
+    assert "other programs left" in home.cli("why", "code").stdout
+
+    card.give_back(taken)
+    wait_until(lambda: len(changes(home, seen)) > 1, "that it grew again", deadline_s=180)
+    settled(home)
+    assert layers(home) == before
