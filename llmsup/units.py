@@ -17,6 +17,8 @@ from llmsup.config.schema import (
     Restart,
     Service,
 )
+from llmsup.core.leases import rank
+from llmsup.core.plan import Placement
 from llmsup.core.routing import Endpoint
 from llmsup.core.service import Policy
 from llmsup.errors import LaunchError
@@ -106,7 +108,7 @@ def _unit(
     *,
     is_gpu_busy: Callable[[], bool | None],
 ) -> Unit:
-    def launch() -> Launch:
+    def launch(_placement: Placement | None = None, /) -> Launch:
         match service:
             case LlamaServer():
                 binary = binaries.llama_server(service.binary, environ)
@@ -131,6 +133,7 @@ def _unit(
         port=port,
         model=Path(service.model).name if isinstance(service, LlamaServer) else None,
         gpu_layers=service.gpu_layers if isinstance(service, LlamaServer) else None,
+        rank=rank(name, service.priority, pinned=service.pinned),
     )
     return replace(unit, is_gpu_busy=is_gpu_busy) if unit.uses_card else unit
 
@@ -150,7 +153,7 @@ def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit
     def binary() -> str:
         return binaries.envoy(profile.gateway.envoy, environ)
 
-    def launch() -> Launch:
+    def launch(_placement: Placement | None = None, /) -> Launch:
         program = binary()
         holds = may_hold and envoy_hold.is_known_to_hold(program, paths.hold_answer)
         made = envoy.launch(program, paths.gateway, listen, holds=holds)

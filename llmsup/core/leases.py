@@ -153,9 +153,14 @@ class Leases:
         return next(self._in(Standing.SETTLING), None)
 
     @property
+    def is_taken(self) -> bool:
+        """Whether somebody has the turn."""
+        return any(self._in(*TAKES_THE_TURN))
+
+    @property
     def next_up(self) -> Lease | None:
         """Whose turn it is now; None while somebody has it or memory comes back."""
-        if self.returning is not None or any(self._in(*TAKES_THE_TURN)):
+        if self.returning is not None or self.is_taken:
             return None
         return next(iter(self.waiting), None)
 
