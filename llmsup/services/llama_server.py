@@ -45,7 +45,7 @@ def launch(
     return Launch(
         argv=(*argv, *_flash_attention(chosen, flags), *_verbosity(flags), *spec.args),
         target=target,
-        env=_env(device) | spec.env,
+        env=_env(chosen, device) | spec.env,
         ports=(port,),
         models=(Path(spec.model),),
         tells_work=True,
@@ -87,6 +87,11 @@ def _verbosity(flags: Flags | None) -> tuple[str, ...]:
     return ("--verbosity", "4") if flags is None or flags.has_trace else ()
 
 
-def _env(device: str | None) -> dict[str, str]:
-    """CUDA counts cards from the fastest on, NVML by their slots: a UUID is the same for both."""
+def _env(options: Options, device: str | None) -> dict[str, str]:
+    """CUDA counts cards from the fastest on, NVML by their slots: a UUID is the same for both.
+
+    What stays off the card sees none: `--device none` does not hold for a projector or a draft.
+    """
+    if not options.gpu_layers:
+        return {"CUDA_VISIBLE_DEVICES": ""}
     return {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
