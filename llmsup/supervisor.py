@@ -9,7 +9,7 @@ from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, St
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.host.memory import Remembered
 from llmsup.inquest import OnDeath
-from llmsup.keeper import Change, DrainRequests, IsLeaving, Keeper
+from llmsup.keeper import CardUse, Change, DrainRequests, IsLeaving, Keeper
 from llmsup.troubles import Troubles
 
 Succeed = Callable[[str], Awaitable[bool]]
@@ -36,6 +36,7 @@ class Supervisor:
         drain_requests: DrainRequests,
         troubles: Troubles,
         is_leaving: IsLeaving,
+        card: CardUse,
         succeed: Succeed,
     ) -> None:
         self._on_change = on_change
@@ -51,6 +52,7 @@ class Supervisor:
                 drain_requests=drain_requests,
                 troubles=troubles,
                 is_leaving=is_leaving,
+                card=card,
             )
             for unit in units
         }

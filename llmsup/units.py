@@ -17,10 +17,12 @@ from llmsup.config.schema import (
     Restart,
     Service,
 )
+from llmsup.core.leases import rank
+from llmsup.core.plan import Placement
 from llmsup.core.routing import Endpoint
 from llmsup.core.service import Policy
 from llmsup.errors import LaunchError
-from llmsup.host import binaries, envoy_hold, ports
+from llmsup.host import binaries, engine, envoy_hold, ports
 from llmsup.host.leftovers import home_mark
 from llmsup.host.process import carries_mark
 from llmsup.host.replace import fingerprint
@@ -106,17 +108,25 @@ def _unit(
     *,
     is_gpu_busy: Callable[[], bool | None],
 ) -> Unit:
-    def launch() -> Launch:
+    def launch(_placement: Placement | None = None, /) -> Launch:
         match service:
             case LlamaServer():
                 binary = binaries.llama_server(service.binary, environ)
-                return llama_server.launch(service, name=name, binary=binary, port=port or 0)
+                known = engine.look(binary, paths.engines)
+                flags = None if known is None else known.flags
+                return llama_server.launch(
+                    service, name=name, binary=binary, port=port or 0, flags=flags
+                )
             case Qdrant():
                 binary = binaries.qdrant(service.binary, environ)
                 storage = _created(paths.state / service.storage)
                 return qdrant.launch(service, binary=binary, storage=storage)
             case Command():
                 return command.launch(service)
+
+    def prepare() -> None:
+        if isinstance(service, LlamaServer):
+            engine.learn(binaries.llama_server(service.binary, environ), paths.engines)
 
     unit = Unit(
         name=name,
@@ -129,8 +139,10 @@ def _unit(
         liveness=service.liveness,
         depends_on=service.depends_on,
         port=port,
+        prepare=prepare,
         model=Path(service.model).name if isinstance(service, LlamaServer) else None,
         gpu_layers=service.gpu_layers if isinstance(service, LlamaServer) else None,
+        rank=rank(name, service.priority, pinned=service.pinned),
     )
     return replace(unit, is_gpu_busy=is_gpu_busy) if unit.uses_card else unit
 
@@ -150,7 +162,7 @@ def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit
     def binary() -> str:
         return binaries.envoy(profile.gateway.envoy, environ)
 
-    def launch() -> Launch:
+    def launch(_placement: Placement | None = None, /) -> Launch:
         program = binary()
         holds = may_hold and envoy_hold.is_known_to_hold(program, paths.hold_answer)
         made = envoy.launch(program, paths.gateway, listen, holds=holds)

@@ -1,0 +1,69 @@
+"""Whether a live process could be what a plan would make of its service now."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llmsup.core.conforming import conforms
+from llmsup.core.options import Options
+from llmsup.core.plan import Degrade, Demand, Knob, Price
+from llmsup.core.sizes import Estimate, Sizes
+from llmsup.services.llama_argv import read_back
+
+BEST = Options(gpu_layers=37, ctx_size=8192)
+NOTHING = Price(Estimate(Sizes(), Sizes()), 0)
+
+
+def demand(knobs: Iterable[Knob] = Knob, degrade: tuple[Degrade, ...] = ()) -> Demand:
+    return Demand(
+        "chat", "model.gguf", 37, BEST, lambda _: NOTHING, lambda _: 0, frozenset(knobs), degrade,
+        ctx_size_min=2048,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "knobs", "degrade", "expected"),
+    [
+        ({}, set(), (), True),
+        ({"gpu_layers": 12}, {Knob.GPU_LAYERS}, (), True),
+        ({"gpu_layers": 0}, {Knob.GPU_LAYERS}, (), True),
+        ({"gpu_layers": 12}, set(), (), False),
+        ({"gpu_layers": 38}, {Knob.GPU_LAYERS}, (), False),
+        ({"n_cpu_moe": 20}, {Knob.GPU_LAYERS, Knob.N_CPU_MOE}, (), True),
+        ({"n_cpu_moe": 20}, {Knob.GPU_LAYERS}, (), False),
+        ({"ctx_size": 4096}, set(), (), False),
+        ({"ctx_size": 4096}, set(), (Degrade.CTX_SIZE,), True),
+        ({"ctx_size": 1024}, set(), (Degrade.CTX_SIZE,), False),
+        ({"ctx_size": 16384}, set(), (Degrade.CTX_SIZE,), False),
+        ({"ubatch": 128}, set(), (Degrade.UBATCH,), True),
+        ({"ubatch": 1024}, set(), (Degrade.UBATCH,), False),
+        ({"cache_type_k": "q8_0", "cache_type_v": "q8_0"}, set(), (Degrade.CACHE_TYPE,), True),
+        ({"cache_type_k": "q4_0"}, set(), (Degrade.CACHE_TYPE,), False),
+        ({"parallel": 4}, set(), tuple(Degrade), False),
+    ],
+)
+def test_what_a_plan_may_choose_or_take_away_conforms(
+    changed: dict[str, Any], knobs: set[Knob], degrade: tuple[Degrade, ...], expected: bool
+) -> None:
+    assert conforms(replace(BEST, **changed), demand(knobs, degrade)) is expected
+
+
+def test_a_command_line_is_read_back() -> None:
+    argv = ["llama-server", "--model", "m.gguf", "--gpu-layers", "12", "--n-cpu-moe", "3"]
+    argv += ["--ctx-size", "4096", "--cache-type-k", "q8_0", "--cache-type-v", "q8_0"]
+    argv += ["--batch-size", "1024", "--ubatch-size", "256"]
+    assert read_back(argv, BEST) == replace(
+        BEST, gpu_layers=12, n_cpu_moe=3, ctx_size=4096, cache_type_k="q8_0", cache_type_v="q8_0",
+        batch=1024, ubatch=256,
+    )  # fmt: skip
+
+
+def test_a_server_without_a_device_is_off_the_card() -> None:
+    assert read_back(["x", "--device", "none", "--gpu-layers", "9"], BEST).gpu_layers == 0
+
+
+@pytest.mark.parametrize("argv", [[], ["--gpu-layers"], ["--gpu-layers", "auto"], ["--ctx-size"]])
+def test_words_that_say_nothing_change_nothing(argv: list[str]) -> None:
+    assert read_back(argv, BEST) == BEST
