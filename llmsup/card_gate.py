@@ -127,6 +127,7 @@ class CardGate:
         self._ended: dict[str, Lease] = {}
         self._knobs: dict[str, frozenset[Knob]] = {}
         self._shrunk: dict[str, Shrunk] = {}
+        self._bounds: dict[str, int] = {}  # of the next plan, and only of that
         self._refused: dict[str, int] = {}  # what was free at that time
         self._no_card = ""
         self._device: Device | None = None  # as it was read last, however long ago
@@ -246,6 +247,23 @@ class CardGate:
         follows = f"next with at most {_mib(at_most)}" if at_most else "next on the CPU"
         return f"{words}; {follows}", True
 
+    def bound_next(self, service: str, at_most_bytes: int) -> None:
+        """The next plan of a service, and only that, takes at most so much."""
+        self._bounds[service] = at_most_bytes
+
+    async def outlook(self, service: str, device: Device) -> Placement | None:
+        """What a service would get were it, and only it, started anew now; None: nothing new.
+
+        `device` is the card as it was read; what the service has comes back to it.
+        """
+        lease = self._leases.of(service)
+        free_bytes = device.free_bytes + (0 if lease is None else lease.bytes)
+        without = replace(device, free_bytes=min(free_bytes, device.total_bytes))
+        try:
+            return await asyncio.to_thread(self._placed, service, (), without)
+        except LlmsupError:
+            return None
+
     # --- deciding
 
     async def keep(self) -> None:
@@ -347,7 +365,8 @@ class CardGate:
         if shrunk is not None and not shrunk.still_holds(free_bytes):
             del self._shrunk[service]
             shrunk = None
-        at_most_bytes = shrunk.at_most_bytes if shrunk else None
+        bounds = [self._bounds.get(service), shrunk.at_most_bytes if shrunk else None]
+        at_most_bytes = min((each for each in bounds if each is not None), default=None)
         demand = self._sizer.demand(service, at_most_bytes, reading=reading)
         self._knobs[service] = demand.knobs
         return demand
@@ -423,6 +442,7 @@ class CardGate:
         last = self._last_placed.get(name)
         shrunk = self._shrunk.get(name)
         self._refused.pop(name, None)
+        self._bounds.pop(name, None)
         self._last_placed[name] = Placed(
             placement,
             generation,

@@ -6,20 +6,20 @@ drained restart: the plan of the next process is made of what is free then.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-from llmsup.card_gate import CardGate
+from llmsup.card_gate import CardGate, Sizer
 from llmsup.card_watch import CardWatch
 from llmsup.core import rebalance
 from llmsup.core.device import Device
-from llmsup.core.leases import Lease, Standing
-from llmsup.core.plan import Budget, Demand, Plan
+from llmsup.core.leases import Standing
+from llmsup.core.plan import Demand
 from llmsup.core.rebalance import Balance, Extent, Grow, Observation, Rebalance, Shrink, Tenant
 from llmsup.core.routing import Route
 from llmsup.core.service import Service, State, Want
-from llmsup.errors import LlmsupError
+from llmsup.errors import ModelFileError
 from llmsup.host.journal import Journal
 from llmsup.troubles import Troubles
 
@@ -30,18 +30,6 @@ WATCH_CLOSELY_S = 1.1
 
 PRESSURE = "other programs use memory of the card that should stay free"
 SERVING = frozenset({State.READY, State.UNREADY})
-
-
-class Sizer(Protocol):
-    """Knows what services ask of the card and what there is. May raise LlmsupError."""
-
-    def demand(self, service: str) -> Demand: ...
-
-    def budget(self, device: Device) -> Budget: ...
-
-    def plan(
-        self, reading: Device, services: Iterable[str], *, coming_back_bytes: int = 0
-    ) -> Plan: ...
 
 
 @dataclass(frozen=True)
@@ -71,11 +59,11 @@ class Rebalancing:
         mode: Rebalance,
         card: CardWatch,
         gate: CardGate,
+        *,
         sizer: Sizer,
         users: Collection[str],
         routes: tuple[Route, ...],
         services: Callable[[], Mapping[str, Service]],
-        *,
         in_flight: Callable[[str], Awaitable[int]],
         is_busy: Callable[[], bool],
         restart: Callable[[str], None],
@@ -108,11 +96,8 @@ class Rebalancing:
         while True:
             reading = await self._card.next_reading()
             if isinstance(reading, Device):
-                try:
-                    await self._look(reading)
-                except LlmsupError as error:
-                    log.warning("the card cannot be balanced: %s", error.message)
-            if self._balance.pressed_since is not None:
+                await self._look(reading)
+            if self._balance.pressed_since is not None and not self._balance.is_told:
                 await asyncio.sleep(WATCH_CLOSELY_S)
                 self._card.ask()
 
@@ -141,16 +126,13 @@ class Rebalancing:
             for name, lease in leases.table.items()
         )
 
-    def _placed(self) -> Iterator[Lease]:
-        table = self._gate.leases.table.values()
-        return (each for each in sorted(table, key=lambda each: each.rank) if each.placement)
-
     async def _tenants(self, *, is_pressed: bool) -> tuple[Tenant, ...]:
         """Whoever has a place, in the order of placing."""
         tenants = []
-        for lease in self._placed():
-            assert lease.placement is not None  # noqa: S101 - as `_placed` chose them
-            demand = self._sizer.demand(lease.service)
+        for lease in sorted(self._gate.leases.table.values(), key=lambda each: each.rank):
+            demand = self._demand(lease.service)
+            if lease.placement is None or demand is None:
+                continue
             tenant = Tenant(
                 lease.service,
                 rebalance.extent(lease.placement.options, demand),
@@ -163,6 +145,12 @@ class Rebalancing:
             tenants.append(tenant)
         return tuple(tenants)
 
+    def _demand(self, service: str) -> Demand | None:
+        """What it asks of the card; None where its model file cannot be read any more."""
+        with suppress(ModelFileError):
+            return self._sizer.demand(service)
+        return None
+
     async def _may_pause(self, service: str) -> bool:
         services = self._services()
         routes = [route.services for route in self._routes if service in route.services]
@@ -172,9 +160,7 @@ class Rebalancing:
         )
         return is_covered or await self._in_flight(service) == 0
 
-    async def _with_possible(
-        self, seen: Observation, device: Device, now: float
-    ) -> Observation:
+    async def _with_possible(self, seen: Observation, device: Device, now: float) -> Observation:
         """What each could have now, of those who may grow; nobody while one has yet to come."""
         services = [self._services()[name] for name in self._users]
         if any(each.want is Want.UP and each.state is not State.READY for each in services):
@@ -191,14 +177,11 @@ class Rebalancing:
         return replace(seen, tenants=tenants)
 
     async def _possible(self, tenant: Tenant, device: Device) -> Extent | None:
-        name = tenant.service
-        plan = await asyncio.to_thread(
-            self._sizer.plan, device, [name], coming_back_bytes=tenant.held_bytes
-        )
-        placement = plan.of(name)
-        if placement is None or plan.refusal:
+        placement = await self._gate.outlook(tenant.service, device)
+        demand = self._demand(tenant.service)
+        if placement is None or demand is None:
             return None
-        return rebalance.extent(placement.options, self._sizer.demand(name))
+        return rebalance.extent(placement.options, demand)
 
     # --- doing
 
@@ -228,10 +211,11 @@ class Rebalancing:
     def _note_change(self) -> None:
         """Tell what became of the change that went on; all is settled again."""
         change, self._change = self._change, None
-        lease = self._gate.lease(change.service) if change is not None else None
-        if change is None or lease is None or lease.placement is None:
+        if change is None:
             return
-        demand = self._sizer.demand(change.service)
+        lease, demand = self._gate.lease(change.service), self._demand(change.service)
+        if lease is None or lease.placement is None or demand is None:
+            return
         after = rebalance.extent(lease.placement.options, demand).layers
         done = replace(change, layers_after=after)
         self._changes[done.service] = (lease.generation, done)

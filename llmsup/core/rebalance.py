@@ -110,11 +110,20 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What was done to one service. `wait_s`: so long it does not grow after a change."""
+    """What was done to one service. `in_vain`: how often in a row it grew for nothing.
+
+    `grew_from`: its layers when it was to grow last, and has not shrunk since.
+    """
 
     shrunk_at: float | None = None
     grew_at: float | None = None
-    wait_s: float = FIRST_WAIT_S
+    grew_from: int | None = None
+    in_vain: int = 0
+
+    @property
+    def wait_s(self) -> float:
+        """So long it does not grow after a change."""
+        return min(FIRST_WAIT_S * 2.0 ** min(self.in_vain, 60), LAST_WAIT_S)
 
     def has_waited(self, now: float) -> bool:
         """Whether its last change is long enough ago."""
@@ -235,7 +244,7 @@ def _use_room(
     for tenant in growing(balance, seen, now):
         possible = tenant.possible
         if possible is not None and _is_worth_a_restart(tenant.extent, possible):
-            past = replace(balance.past(tenant.service), grew_at=now)
+            past = _grew(balance.past(tenant.service), tenant.extent, now)
             return _forget(balance, tenant.service, past), (Grow(tenant.service),)
         after = replace(balance, roomy_since=now)
     return after, ()
@@ -246,12 +255,18 @@ def _is_worth_a_restart(before: Extent, after: Extent) -> bool:
     return gain >= GAIN_LAYERS or (gain >= 0 and after.is_whole and not before.is_whole)
 
 
+def _grew(past: Past, before: Extent, now: float) -> Past:
+    came_to_nothing = past.grew_from is not None and before.layers <= past.grew_from
+    in_vain = past.in_vain + 1 if came_to_nothing else past.in_vain
+    return replace(past, grew_at=now, grew_from=before.layers, in_vain=in_vain)
+
+
 def _shrunk(past: Past, now: float) -> Past:
-    if past.grew_at is None or (past.shrunk_at is not None and past.shrunk_at > past.grew_at):
-        return replace(past, shrunk_at=now)  # it has not grown since: nothing to be learnt
+    after = replace(past, shrunk_at=now, grew_from=None)
+    if past.grew_at is None or past.grew_from is None:
+        return after  # it has not grown since it shrank last: nothing to be learnt
     is_soon = now - past.grew_at < GREW_LATELY_S
-    wait_s = min(2 * past.wait_s, LAST_WAIT_S) if is_soon else FIRST_WAIT_S
-    return replace(past, shrunk_at=now, wait_s=wait_s)
+    return replace(after, in_vain=past.in_vain + 1 if is_soon else 0)
 
 
 def _tell(balance: Balance, why: str) -> tuple[Balance, tuple[Action, ...]]:

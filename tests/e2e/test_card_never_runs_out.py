@@ -5,7 +5,6 @@ The card is the stand-in: real llama-servers really offload to it, run out of it
 
 import asyncio
 import os
-import time
 from collections.abc import Iterator
 from random import Random
 

@@ -314,6 +314,24 @@ def test_what_shrinks_soon_after_it_grew_waits_longer_each_time() -> None:
     assert all(later > 1.5 * earlier for earlier, later in pairwise(gaps))
 
 
+def test_growing_that_comes_to_nothing_is_tried_less_and_less_often() -> None:
+    """Given a plan that promises what the load does not get."""
+    world = dual()
+    stuck = replace(
+        world.observation().tenants[1],
+        extent=Extent(30, is_whole=False),
+        possible=Extent(90, is_whole=True),
+    )
+    room = replace(world.observation().budget, free_bytes=3000 * MIB)
+    seen = Observation(room, (stuck,), is_settled=True)
+    balance, grown = world.balance, 0
+    for now in range(0, 24 * 3600, 5):
+        balance, actions = step(balance, seen, float(now))
+        grown += len(actions)
+
+    assert 2 <= grown <= 20
+
+
 def test_a_plan_is_asked_for_rarely_where_it_gives_nothing() -> None:
     world = World([Model("code", 1, all_layers=90, layer_bytes=300 * MIB)])
     world.models[0].layers -= 1
