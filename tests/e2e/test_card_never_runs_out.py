@@ -5,18 +5,19 @@ The card is the stand-in: real llama-servers really offload to it, run out of it
 
 import asyncio
 import os
-from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from bench.models import gemma, smollm2
 from llmsup.drill.traffic import Client, Load, Record, chat_body
-from tests.cards import StandIn
 from tests.home import Home, free_ports, wait_until
+from tests.standin import StandIn
 
 MIB = 2**20
-TOTAL_MIB = 1024
+TOTAL_MIB = 640
 OVERHEAD_MIB = 24
 HEADROOM_MIB = 16
 TAKES_MIB = 500 * TOTAL_MIB // 6141
@@ -63,9 +64,10 @@ restart = {{ backoff = "100ms", max_deaths = 20 }}
 
 
 @pytest.fixture
-def card() -> Iterator[StandIn]:
-    with StandIn(total_mib=TOTAL_MIB, overhead_mib=OVERHEAD_MIB) as stand_in:
-        yield stand_in
+def card(card_library: Path, tmp_path: Path) -> StandIn:
+    return StandIn(
+        tmp_path, card_library, total_mib=TOTAL_MIB, reserved_mib=0, overhead_mib=OVERHEAD_MIB
+    )
 
 
 @pytest.fixture
@@ -100,17 +102,18 @@ def test_every_start_is_ready_and_answers_whatever_is_free(
 ) -> None:
     """Given caps from "nothing fits" to "all fits", in any order, under one daemon."""
     profile(on_card, "off")
-    card.take(TOTAL_MIB * 3 // 4)
+    card.take(TOTAL_MIB // 4)
     on_card.start(timeout_s=120)
     before_first_load = deaths(on_card)
     assert len(before_first_load) <= len(SERVICES), "one retry each"
 
-    caps = [round(20 + each * 780 / (CAPS - 1)) for each in range(CAPS)]
+    caps = [round(20 + each * (TOTAL_MIB - 40) / (CAPS - 1)) for each in range(CAPS)]
     Random(CAPS).shuffle(caps)
     rows: list[tuple[int, str, int, float, float, float]] = []
     for cap_mib in caps:
         seen = len(on_card.events())
         assert on_card.cli("stop", *SERVICES).returncode == 0
+        wait_until(partial(is_seen, on_card, card), "what was theirs is back", pause_s=0.1)
         card.give_back()
         card.take(TOTAL_MIB - cap_mib)
         started = on_card.cli("start", timeout_s=120)
@@ -123,7 +126,7 @@ def test_every_start_is_ready_and_answers_whatever_is_free(
             assert info["state"] == "ready"
             used = card.used_by(info["pid"])
             planned, measured = info["planned_bytes"] or 0, info["measured_bytes"] or 0
-            row = (cap_mib, name, info["gpu_layers"], planned / MIB, measured / MIB, used / MIB)
+            row = (cap_mib, name, info["gpu_layers"], planned / MIB, measured / MIB, used)
             rows.append(row)
         assert card.free_mib >= 0
     with capsys.disabled():
@@ -135,6 +138,11 @@ def test_every_start_is_ready_and_answers_whatever_is_free(
     for _, _, number, planned_mib, _, used_mib in rows:
         assert used_mib <= planned_mib + HEADROOM_MIB
         assert (number == 0) == (used_mib == 0)
+
+
+def is_seen(home: Home, card: StandIn) -> bool:
+    """Whether the daemon knows what is free."""
+    return bool(home.status()["gpu"]["free_bytes"] == round(card.free_mib * MIB))
 
 
 def show(rows: list[tuple[int, str, int, float, float, float]]) -> None:
@@ -151,7 +159,7 @@ def test_a_program_that_takes_memory_at_any_moment_fails_no_request(
 ) -> None:
     """Given one that takes it while servers load, between loads and while they serve."""
     profile(on_card, "auto")
-    card.take(TOTAL_MIB // 2)
+    card.take(TOTAL_MIB // 4)
     on_card.start(timeout_s=120)
     chance = Random(4)
     at_first = layers(on_card)
@@ -168,7 +176,7 @@ def test_a_program_that_takes_memory_at_any_moment_fails_no_request(
             card.take(TAKES_MIB)
             assert (await restart).returncode == 0
             await asyncio.sleep(chance.uniform(0.0, 1.0))
-            card.give_back(TAKES_MIB)
+            card.give_back()
             await asyncio.to_thread(settled, on_card)
         await asyncio.to_thread(shrinks_and_grows_back, on_card, card)
         await load.finish()
@@ -194,8 +202,7 @@ def changes(home: Home, since: int) -> list[tuple[str, int, int]]:
 
 def shrinks_and_grows_back(home: Home, card: StandIn) -> None:
     seen, before = len(home.events()), layers(home)
-    taken = max(TAKES_MIB, card.free_mib)
-    card.take(taken)
+    card.take(max(TAKES_MIB, int(card.free_mib)))
     wait_until(lambda: changes(home, seen), "a service that shrank", deadline_s=90)
     settled(home)
     name, was, became = changes(home, seen)[0]
@@ -205,7 +212,7 @@ def shrinks_and_grows_back(home: Home, card: StandIn) -> None:
     assert "other programs left" in home.service("code")["why"]
     assert "other programs left" in home.cli("why", "code").stdout
 
-    card.give_back(taken)
+    card.give_back()
     wait_until(lambda: len(changes(home, seen)) > 1, "that it grew again", deadline_s=180)
     settled(home)
     assert layers(home) == before
