@@ -95,8 +95,8 @@ class Choices:
             room_bytes = max(0, min(room_bytes, self.demand.at_most_bytes - 1))
         reached = self._climb(0, -1, room_bytes)
         if reached < self.top:
-            for rung in range(1, len(self.rungs)):
-                reached = self._climb(rung, reached, room_bytes)
+            if len(self.rungs) > 1:
+                self._give(reached, room_bytes)
             self._check_guesses(room_bytes)
         best = self._best_known(room_bytes)
         while best is not None and best.step < self.top:
@@ -122,8 +122,9 @@ class Choices:
             if price is None:
                 return None
             self._asked[step, rung] = Choice(step, rung, options, price)
-            gap_bytes = price.device_bytes - self.at_least(step, rung)
-            self._gaps.setdefault(rung, {})[step] = gap_bytes
+            if options.gpu_layers:  # off the card there is no gap, which tells nothing of others
+                gap_bytes = price.device_bytes - self.at_least(step, rung)
+                self._gaps.setdefault(rung, {})[step] = gap_bytes
         return self._asked[step, rung]
 
     def at_least(self, step: int, rung: int) -> int:
@@ -172,6 +173,20 @@ class Choices:
                     break
             else:
                 return reached
+
+    def _give(self, reached: int, room_bytes: int) -> None:
+        """Look for steps above `reached` on the last rung, and for the mildest that keeps them."""
+        refused, fitting = 0, len(self.rungs) - 1
+        step = self._climb(fitting, reached, room_bytes)
+        if step == reached:
+            return
+        while fitting - refused > 1:
+            rung = (refused + fitting) // 2
+            choice = self.at(step, rung)
+            if choice is not None and choice.device_bytes <= room_bytes:
+                fitting = rung
+            else:
+                refused = rung
 
     def _guess(self, step: int, rung: int) -> int:
         gaps = self._gaps.get(rung, {})
