@@ -70,20 +70,26 @@ class Choices:
         return tuple(rungs)
 
     @cached_property
-    def least(self) -> Choice | None:
-        """The cheapest that it would run with; None where it may not have any."""
-        found = None
-        for choice in self._cheap_ones():
-            if self._may_take(choice) and (
-                found is None or choice.device_bytes < found.device_bytes
-            ):
+    def cheapest(self) -> Choice | None:
+        """The cheapest, whatever it ran out of memory with; None where the engine refuses all."""
+        found: Choice | None = None
+        by_bound = sorted(self._keys(), key=lambda key: self.at_least(*key))
+        for key in by_bound[:PROBES]:
+            if found is not None and self.at_least(*key) >= found.device_bytes:
+                break
+            choice = self.at(*key)
+            if choice is not None and (found is None or choice.device_bytes < found.device_bytes):
                 found = choice
         return found
 
     @property
-    def cheapest(self) -> Choice | None:
-        """The cheapest, no matter what it ran out of memory with; None if all are refused."""
-        return min(self._cheap_ones(), key=lambda each: each.device_bytes, default=None)
+    def least(self) -> Choice | None:
+        """The least that it would run with; None where it may not have even that."""
+        most_bytes = self.demand.at_most_bytes
+        least = self.cheapest
+        if least is None or most_bytes is None or least.options.gpu_layers == 0:
+            return least
+        return least if least.device_bytes < most_bytes else None
 
     def best(self, room_bytes: int) -> Choice:
         """The best that takes no more than `room_bytes`; LookupError where there is none.
@@ -151,10 +157,6 @@ class Choices:
                 self.trouble = str(error)
         return self._prices[options]
 
-    def _may_take(self, choice: Choice) -> bool:
-        most = self.demand.at_most_bytes
-        return most is None or choice.device_bytes < most or choice.options.gpu_layers == 0
-
     def _climb(self, rung: int, reached: int, room_bytes: int) -> int:
         """The best step above `reached` that fits on this rung, as far as the gaps tell."""
         refused: set[int] = set()
@@ -221,8 +223,3 @@ class Choices:
     def _best_known(self, room_bytes: int) -> Choice | None:
         fitting = (each for each in self._asked.values() if each.device_bytes <= room_bytes)
         return max(fitting, key=lambda each: each.rank, default=None)
-
-    def _cheap_ones(self) -> list[Choice]:
-        """The choices with the lowest bounds: the cheapest is expected among them."""
-        bounded = sorted(self._keys(), key=lambda key: self.at_least(*key))
-        return [each for key in bounded[: PROBES // 2] if (each := self.at(*key)) is not None]
