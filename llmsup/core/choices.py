@@ -6,9 +6,10 @@ both of them. That picks the next question and nothing else: what is chosen was 
 that a wrong guess may cost a layer and never the card.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 
 from llmsup.core.ladder import Step, degraded, is_required, steps
 from llmsup.core.options import Options
@@ -47,7 +48,7 @@ class Choices:
         self.is_required = is_required(demand)
         self._prices: dict[Options, Price | None] = {}
         self._asked: dict[tuple[int, int], Choice] = {}
-        self._gaps: dict[int, dict[int, int]] = {}  # of a rung, by step
+        self._gaps: dict[int, dict[int, int | None]] = {}  # of a rung, by step
         self._bounds: dict[tuple[int, int], int] = {}
         self.trouble = ""  # what the engine would refuse, if anything
 
@@ -125,12 +126,13 @@ class Choices:
         if (step, rung) not in self._asked:
             options = self._options(step, self._rung(rung))
             price = self._price(options)
+            gaps = self._gaps.setdefault(rung, {})
+            gaps[step] = None
             if price is None:
                 return None
             self._asked[step, rung] = Choice(step, rung, options, price)
-            if options.gpu_layers:  # off the card there is no gap, which tells nothing of others
-                gap_bytes = price.device_bytes - self.at_least(step, rung)
-                self._gaps.setdefault(rung, {})[step] = gap_bytes
+            if options.gpu_layers:  # off the card there is none, which tells nothing of the others
+                gaps[step] = price.device_bytes - self.at_least(step, rung)
         return self._asked[step, rung]
 
     def at_least(self, step: int, rung: int) -> int:
@@ -159,22 +161,34 @@ class Choices:
 
     def _climb(self, rung: int, reached: int, room_bytes: int) -> int:
         """The best step above `reached` that fits on this rung, as far as the gaps tell."""
-        refused: set[int] = set()
+        reached = max(reached, -1 if rung == 0 or self.steps[0][0] else 0)
         while True:
-            for step in range(self.top, reached, -1):
-                if rung and self.steps[step][0] == 0:
-                    continue
-                known = self._asked.get((step, rung))
-                if known is not None:
-                    if known.device_bytes <= room_bytes:
-                        reached = step
-                        break
-                elif step not in refused and self._guess(step, rung) <= room_bytes:
-                    if self.at(step, rung) is None:
-                        refused.add(step)
-                    break
-            else:
+            fitting = (
+                choice.step
+                for choice in self._asked.values()
+                if choice.rung == rung and choice.device_bytes <= room_bytes
+            )
+            reached = max([reached, *fitting])
+            step = self._hopeful(rung, reached, room_bytes)
+            if step is None:
                 return reached
+            self.at(step, rung)
+
+    def _hopeful(self, rung: int, reached: int, room_bytes: int) -> int | None:
+        """The best step above `reached` that may fit and was not asked for."""
+        gaps = self._gaps.setdefault(rung, {})
+        walls = [reached, *sorted(step for step in gaps if step > reached), self.top + 1]
+        for below, above in reversed(list(pairwise(walls))):
+            known = [gap for each in (below, above) if (gap := gaps.get(each)) is not None]
+            step = self._last_below(room_bytes - min(known, default=0), rung, below, above)
+            if step > below:
+                return step
+        return None
+
+    def _last_below(self, limit_bytes: int, rung: int, below: int, above: int) -> int:
+        """The last step between two whose bound is within a limit, or `below`."""
+        between = range(below + 1, above)
+        return below + bisect_right(between, limit_bytes, key=lambda at: self.at_least(at, rung))
 
     def _give(self, reached: int, room_bytes: int) -> None:
         """Look for steps above `reached` on the last rung, and for the mildest that keeps them."""
@@ -190,25 +204,24 @@ class Choices:
             else:
                 refused = rung
 
-    def _guess(self, step: int, rung: int) -> int:
-        gaps = self._gaps.get(rung, {})
-        above = min((each for each in gaps if each > step), default=None)
-        below = max((each for each in gaps if each < step), default=None)
-        beside = [gaps[each] for each in (above, below) if each is not None]
-        return self.at_least(step, rung) + min(beside, default=0)
-
     def _check_guesses(self, room_bytes: int) -> None:
         """Ask for better choices that were passed over, the nearest ones, up to the allowance."""
+        allowance = PROBES - len(self._prices)
+        if allowance <= 0:
+            return
         best = self._best_known(room_bytes)
+        last = [
+            self._last_below(room_bytes, each, -1, self.top + 1) for each in range(len(self.rungs))
+        ]
         passed_over = (
-            key
-            for key in self._keys()
-            if key not in self._asked
-            and (best is None or (key[0], -key[1]) > best.rank)
-            and self.at_least(*key) <= room_bytes
+            (step, rung)
+            for step, rung in self._keys()
+            if (step, rung) not in self._asked
+            and (best is None or (step, -rung) > best.rank)
+            and step <= last[rung]
         )
-        for key in islice(passed_over, max(0, PROBES - len(self._prices))):
-            self.at(*key)
+        for step, rung in islice(passed_over, allowance):
+            self.at(step, rung)
 
     def _keys(self) -> list[tuple[int, int]]:
         """Steps and rungs of all choices, the least preferred first."""

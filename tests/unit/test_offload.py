@@ -195,6 +195,13 @@ def test_a_cache_that_the_engine_refuses_is_not_part_of_later_rungs() -> None:
     assert placement.options == Options(gpu_layers=11, ubatch=256)
 
 
+def test_a_text_to_embed_is_not_cut_shorter() -> None:
+    demand = SMALL.demand(degrade=(Degrade.UBATCH,))
+    demand = replace(demand, asked=replace(demand.asked, pooled=True))
+
+    assert only(plan(budget(1440), [demand])).options.ubatch == 512
+
+
 # Several services
 
 
