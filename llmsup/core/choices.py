@@ -206,21 +206,19 @@ class Choices:
 
     def _check_guesses(self, room_bytes: int) -> None:
         """Ask for better choices that were passed over, the nearest ones, up to the allowance."""
-        allowance = PROBES - len(self._prices)
-        if allowance <= 0:
-            return
         best = self._best_known(room_bytes)
-        last = [
-            self._last_below(room_bytes, each, -1, self.top + 1) for each in range(len(self.rungs))
-        ]
+        at, rung_at = (0, len(self.rungs)) if best is None else (best.step, best.rung)
+        # The last rung is bound by the least: beyond its last step none of the others is possible.
+        beyond = self._last_below(room_bytes, len(self.rungs) - 1, at - 1, self.top + 1) + 1
         passed_over = (
             (step, rung)
-            for step, rung in self._keys()
+            for step in range(at, beyond)
+            for rung in reversed(range(len(self.rungs) if step > at else rung_at))
             if (step, rung) not in self._asked
-            and (best is None or (step, -rung) > best.rank)
-            and step <= last[rung]
+            and (rung == 0 or self.steps[step][0])
+            and self.at_least(step, rung) <= room_bytes
         )
-        for step, rung in islice(passed_over, allowance):
+        for step, rung in islice(passed_over, max(0, PROBES - len(self._prices))):
             self.at(step, rung)
 
     def _keys(self) -> list[tuple[int, int]]:
