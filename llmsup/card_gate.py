@@ -314,20 +314,24 @@ class CardGate:
             return None  # the engine may know more of the file than we do
         if isinstance(reading, NoDevice):
             return self._plan(None, [own], reading.reason).of(name)
-        budget = self._sizer.budget(reading)
-        alone = self._plan(budget, [own], "")
-        if alone.refusal:
-            empty = self._sizer.budget(_empty(reading))
-            is_hopeless = bool(self._plan(empty, [own], "").refusal)
-            raise NoRoomError(alone.refusal, permanent=is_hopeless, shortage=not is_hopeless)
-        chosen = [own]
+        demands = [own]
         for each in others:
             with suppress(LlmsupError):  # its needs are not known: nothing is kept for it
-                chosen.append(self._demand(each, reading))
-        plan = self._plan(budget, chosen, "")
+                demands.append(self._demand(each, reading))
+        budget = self._sizer.budget(reading)
+        plan = self._plan(budget, demands, "")
         if plan.refusal:
-            plan = self._plan(budget, self._compatible(budget, chosen), "")
+            self._require_room(own, budget, reading)
+            plan = self._plan(budget, self._compatible(budget, demands), "")
         return plan.of(name)
+
+    def _require_room(self, demand: Demand, budget: Budget, reading: Device) -> None:
+        """Raise NoRoomError where there is none even with nobody else to keep some for."""
+        refusal = self._plan(budget, [demand], "").refusal
+        if refusal:
+            empty = self._sizer.budget(_empty(reading))
+            is_hopeless = bool(self._plan(empty, [demand], "").refusal)
+            raise NoRoomError(refusal, permanent=is_hopeless, shortage=not is_hopeless)
 
     def _compatible(self, budget: Budget, demands: Sequence[Demand]) -> list[Demand]:
         """The first, and of the others, in order, those that leave a plan possible."""

@@ -19,6 +19,7 @@ from llmsup.config.paths import Paths
 from llmsup.config.units import duration
 from llmsup.control.wire import Answer, Status, UpstreamsInfo
 from llmsup.core import card, offload
+from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
 from llmsup.errors import LaunchError, LlmsupError, UsageError
@@ -100,6 +101,7 @@ class Stack:
             {unit.name: unit.rank for unit in units if unit.uses_card},
             lambda: self._supervisor.services,
             on_placed=self._note_placed,
+            on_measured=self._note_measured,
             on_no_card=self._note_no_card,
             retry=lambda name: self._supervisor.keepers[name].try_again(),
         )
@@ -467,6 +469,19 @@ class Stack:
             free_mib=None if free_bytes is None else free_bytes // MIB,
             why=placed.why,
         )
+
+    def _note_measured(self, lease: Lease) -> None:
+        measured_mib = (lease.measured_bytes or 0) // MIB
+        planned_mib = lease.planned_bytes // MIB
+        self._journal.write(
+            "measured",
+            service=lease.service,
+            generation=lease.generation,
+            planned_mib=planned_mib,
+            measured_mib=measured_mib,
+            why=f"took {measured_mib} MiB, {planned_mib} were planned",
+        )
+        self._remembering.soon()
 
     def _note_no_card(self, reason: str) -> None:
         log.info("models run on the CPU: %s", reason)
