@@ -13,9 +13,9 @@ from typing import Protocol
 from llmsup.config.schema import Liveness, Readiness
 from llmsup.core import events, health, liveness
 from llmsup.core.events import Event
+from llmsup.core.grant import UNPLANNED, Grant
 from llmsup.core.health import Health, Outcome, ProbeResult
 from llmsup.core.leases import Rank
-from llmsup.core.plan import Placement
 from llmsup.core.service import Policy, Service, State
 from llmsup.host import ports
 from llmsup.host.probe import probe
@@ -36,9 +36,9 @@ WATCHED = frozenset({State.READY, State.UNREADY, State.DRAINING})
 
 
 class MakeLaunch(Protocol):
-    """Makes up the launch of a service with what it got of the card, if that was planned."""
+    """Makes up the launch of a service, with what it got of the card if it uses one."""
 
-    def __call__(self, placement: Placement | None = None, /) -> Launch:
+    def __call__(self, grant: Grant = UNPLANNED, /) -> Launch:
         """May raise LaunchError."""
         ...
 

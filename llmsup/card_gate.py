@@ -12,15 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from llmsup.core import leases, shrinking
+from llmsup.core import grant, leases, shrinking
 from llmsup.core.conforming import conforms
 from llmsup.core.device import Absence, Device, NoDevice, Reading
+from llmsup.core.grant import UNPLANNED, Grant
 from llmsup.core.leases import Lease, Leases, Rank, Standing
 from llmsup.core.plan import Budget, Demand, Knob, Placement, Plan
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.core.shrinking import Shrunk
 from llmsup.errors import LaunchError, LlmsupError, ModelFileError, NoRoomError
-from llmsup.services.llama_argv import read_back
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Placed:
 @dataclass
 class _Asker:
     generation: int
-    answer: asyncio.Future[Placement | None] = field(repr=False)
+    answer: asyncio.Future[Grant] = field(repr=False)
 
 
 class CardGate:
@@ -163,11 +163,11 @@ class CardGate:
 
     # --- what keepers ask and tell
 
-    def ask(self, service: str, generation: int) -> asyncio.Future[Placement | None]:
-        """The placement of a generation, once it is its turn: it may then be started at once.
+    def ask(self, service: str, generation: int) -> asyncio.Future[Grant]:
+        """What a generation may have, once it is its turn: it may then be started at once.
 
-        None: its needs are not known, so nothing is planned. Raises LaunchError, NoRoomError for
-        what cannot be placed; a question that became pointless is never answered.
+        Raises LaunchError, NoRoomError for what cannot be placed. A question that became pointless
+        is never answered.
         """
         answer = asyncio.get_running_loop().create_future()
         self._mend()
@@ -181,38 +181,33 @@ class CardGate:
             return "is placed on the card"
         return self._leases.why(service) or "waits for the card to be read"
 
-    def recall(self, service: str, argv: Sequence[str]) -> tuple[Placement | None, bool]:
-        """What a process with this command line was given, and whether it could be given it now.
-
-        None where the needs of the service are not known.
-        """
+    def recall(self, service: str, written: str) -> tuple[Grant, bool]:
+        """What a live process was given, and whether it could be given it now."""
+        found = grant.read(written)
+        if found is None:
+            return UNPLANNED, True
+        options, device = found
         try:
             demand = self._sizer.demand(service, reading=self._device)
-        except LlmsupError as error:
-            log.warning("service=%s what it holds is not known: %s", service, error)
-            return None, True
+        except ModelFileError:
+            return UNPLANNED, False
         self._knobs[service] = demand.knobs
-        options = read_back(argv, demand.asked)
-        price = demand.price(options)
-        placement = Placement(
-            service, demand.model, demand.layers, options, price, "as an earlier daemon placed it"
-        )
-        return placement, conforms(options, demand)
+        price, why = demand.price(options), "as an earlier daemon placed it"
+        placement = Placement(service, demand.model, demand.layers, options, price, why)
+        is_same_card = self._device is None or device == self._device.uuid
+        return Grant(placement, device), is_same_card and conforms(options, demand)
 
     def adopt(
-        self,
-        service: str,
-        generation: int,
-        placement: Placement | None,
-        measured_bytes: int | None,
+        self, service: str, generation: int, grant: Grant, measured_bytes: int | None
     ) -> None:
         """A process of an earlier daemon goes on with what it has."""
         now = self._services()[service]
-        if now.generation == generation and now.state in ALIVE:
-            rank = self._users[service]
-            self._change(self._leases.adopted(service, generation, rank, placement, measured_bytes))
-            if placement is not None:
-                self._last_placed[service] = Placed(placement, generation)
+        if now.generation != generation or now.state not in ALIVE:
+            return
+        placement, rank = grant.placement, self._users[service]
+        self._change(self._leases.adopted(service, generation, rank, placement, measured_bytes))
+        if placement is not None:
+            self._last_placed[service] = Placed(placement, generation)
 
     def note_change(self, _before: Service, after: Service) -> None:
         """A service is another one now; to be told of every change."""
@@ -326,7 +321,8 @@ class CardGate:
         if placement is not None:
             self._change(self._leases.placed(name, placement))
             self._tell_placed(placement, lease.generation, free_bytes)
-        asker.answer.set_result(placement)
+        device = reading.uuid if isinstance(reading, Device) else None
+        asker.answer.set_result(Grant(placement, device))
 
     def _placed(self, name: str, others: Sequence[str], reading: Reading) -> Placement | None:
         """The plan of one service that leaves those `others` what is theirs. In a thread."""
@@ -336,20 +332,24 @@ class CardGate:
             return None  # the engine may know more of the file than we do
         if isinstance(reading, NoDevice):
             return self._plan(None, [own], reading.reason).of(name)
-        budget = self._sizer.budget(reading)
-        alone = self._plan(budget, [own], "")
-        if alone.refusal:
-            empty = self._sizer.budget(_empty(reading))
-            is_hopeless = bool(self._plan(empty, [own], "").refusal)
-            raise NoRoomError(alone.refusal, permanent=is_hopeless, shortage=not is_hopeless)
-        chosen = [own]
+        demands = [own]
         for each in others:
             with suppress(LlmsupError):  # its needs are not known: nothing is kept for it
-                chosen.append(self._demand(each, reading))
-        plan = self._plan(budget, chosen, "")
+                demands.append(self._demand(each, reading))
+        budget = self._sizer.budget(reading)
+        plan = self._plan(budget, demands, "")
         if plan.refusal:
-            plan = self._plan(budget, self._compatible(budget, chosen), "")
+            self._require_room(own, budget, reading)
+            plan = self._plan(budget, self._compatible(budget, demands), "")
         return plan.of(name)
+
+    def _require_room(self, demand: Demand, budget: Budget, reading: Device) -> None:
+        """Raise NoRoomError where there is none even with nobody else to keep some for."""
+        refusal = self._plan(budget, [demand], "").refusal
+        if refusal:
+            empty = self._sizer.budget(_empty(reading))
+            is_hopeless = bool(self._plan(empty, [demand], "").refusal)
+            raise NoRoomError(refusal, permanent=is_hopeless, shortage=not is_hopeless)
 
     def _compatible(self, budget: Budget, demands: Sequence[Demand]) -> list[Demand]:
         """The first, and of the others, in order, those that leave a plan possible."""

@@ -24,10 +24,10 @@ from llmsup.core.diagnosis import (
     with_holder,
 )
 from llmsup.core.events import Action, Event
-from llmsup.core.plan import Placement
+from llmsup.core.grant import UNPLANNED, Grant
 from llmsup.core.service import Service, State
 from llmsup.errors import LaunchError, NoRoomError
-from llmsup.host import gguf, logfile, ports, procfs
+from llmsup.host import gguf, logfile, ports
 from llmsup.host.memory import Remembered
 from llmsup.host.process import ExitStatus, Found, Process, end_marked
 from llmsup.inquest import Inquest, OnDeath
@@ -60,15 +60,15 @@ IsLeaving = Callable[[int], bool]
 class CardUse(Protocol):
     """What keepers ask of the card; see `CardGate`."""
 
-    def ask(self, service: str, generation: int) -> asyncio.Future[Placement | None]:
-        """The placement of a generation, once it may be started."""
+    def ask(self, service: str, generation: int) -> asyncio.Future[Grant]:
+        """What a generation may have, once it may be started."""
         ...
 
     def why(self, service: str) -> str:
         """What it waits for."""
         ...
 
-    def recall(self, service: str, argv: Sequence[str]) -> tuple[Placement | None, bool]:
+    def recall(self, service: str, written: str) -> tuple[Grant, bool]:
         """What a live process was given, and whether it could be given it now."""
         ...
 
@@ -76,7 +76,7 @@ class CardUse(Protocol):
         self,
         service: str,
         generation: int,
-        placement: Placement | None,
+        grant: Grant,
         measured_bytes: int | None,
     ) -> None:
         """It goes on with what it has."""
@@ -142,11 +142,11 @@ class Keeper:
 
         Returns whether it was started as it would be now; None where it cannot be kept.
         """
-        placement, conforms = None, True
+        grant, conforms = UNPLANNED, True
         try:
             if self.unit.uses_card:
-                placement, conforms = self._card.recall(self.unit.name, procfs.argv(found.pid))
-            launch = self.unit.launch(placement)
+                grant, conforms = self._card.recall(self.unit.name, found.grant)
+            launch = self.unit.launch(grant)
         except Exception as error:
             log.error("service=%s its process cannot be adopted: %s", self.unit.name, error)
             return None
@@ -165,7 +165,7 @@ class Keeper:
             last = self._remembered
             is_its = last is not None and last.generation == found.generation
             measured_bytes = last.measured_bytes if last and is_its else None
-            self._card.adopt(self.unit.name, found.generation, placement, measured_bytes)
+            self._card.adopt(self.unit.name, found.generation, grant, measured_bytes)
         self._inquest.note_launch(launch if is_current else None)
         self._inquest.note_process(process.pid, None)
         offset = logfile.size_bytes(self.unit.log)
@@ -190,6 +190,11 @@ class Keeper:
         self._inquest.note_process(process.pid, offset)
         self._attend_to(process, generation, launch, offset)
         return before
+
+    def try_again(self) -> None:
+        """Do not wait any longer before the next try."""
+        if self.service.state is State.FAILED and self.service.timer_at is not None:
+            self.post(events.TimerElapsed(self.service.timer_at))
 
     def disown(self) -> None:
         """Let go of the process, which lives on for the next daemon to adopt."""
@@ -255,7 +260,7 @@ class Keeper:
         if self.unit.uses_card:
             self._attend(self._launch_when_placed(generation))
         else:
-            self._launch(generation, None)
+            self._launch(generation, UNPLANNED)
 
     async def _launch_when_placed(self, generation: int) -> None:
         """Its turn on the card may take a while to come; it is a wait, and no start that stalls."""
@@ -267,16 +272,16 @@ class Keeper:
                 self.post(events.Postponed(generation, self._card.why(self.unit.name)))
             look_s = min(TURN_LOOK_PERIOD_S, self.unit.policy.stall_timeout_s / 4)
         try:
-            placement = answer.result()
+            grant = answer.result()
         except Exception as error:
             self._fail_spawn(generation, error)
             return
         self.post(events.Postponed(generation, ""))
-        self._launch(generation, placement)
+        self._launch(generation, grant)
 
-    def _launch(self, generation: int, placement: Placement | None) -> None:
+    def _launch(self, generation: int, grant: Grant) -> None:
         try:
-            launch = self.unit.launch(placement)
+            launch = self.unit.launch(grant)
             self._inquest.note_launch(launch)
             for model in launch.models:
                 gguf.require_loadable(model)

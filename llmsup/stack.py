@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from llmsup import __version__
 from llmsup.adoption import Remembering, Takeover, take_over
+from llmsup.card_gate import CardGate, Placed
 from llmsup.card_watch import CardWatch
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
@@ -17,7 +18,8 @@ from llmsup.config.load import Loaded
 from llmsup.config.paths import Paths
 from llmsup.config.units import duration
 from llmsup.control.wire import Answer, Status, UpstreamsInfo
-from llmsup.core import card
+from llmsup.core import card, offload
+from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
 from llmsup.errors import LaunchError, LlmsupError, UsageError
@@ -37,7 +39,8 @@ from llmsup.preflight import load_startable
 from llmsup.publication import Publication
 from llmsup.rolls import Rolls
 from llmsup.services import envoy
-from llmsup.snapshot import gpu_info, service_info
+from llmsup.sizing import Sizing
+from llmsup.snapshot import gpu_info, plan_info, service_info
 from llmsup.strays import LOOK_PERIOD_S, Strays
 from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
@@ -50,6 +53,8 @@ EVENTS_MAX_BYTES = 4 * 1024 * 1024
 EVENTS_KEEP = 3
 IN_FLIGHT_PERIOD_S = 0.02
 SETTLE_TIMEOUT_S = 3.0
+FIRST_READING_TIMEOUT_S = 1.0
+MIB = 2**20
 CONFIRM_TIMEOUT_S = 2.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
@@ -72,7 +77,6 @@ class Stack:
         routes = effective_routes(profile)
         self._troubles = troubles
         self._journal = Journal(paths.events, troubles)
-        self._card = CardWatch(Nvml().read, read_clocks, self._note_card)
         self._evidence = Evidence(
             paths.crashes,
             secrets=lambda: loaded.api_keys,
@@ -89,14 +93,28 @@ class Stack:
         self._memory = memory.load(paths.memory, str(loaded.path)).services
         last_ports = {name: each.port for name, each in self._memory.items() if each.port}
         self._strays = Strays()
+        units = build(profile, paths, environ, last_ports, lambda: self._card.is_busy)
+        self._gate = CardGate(
+            Nvml(profile.gpu.device).read,
+            Sizing(profile, environ, lambda: None, paths.engines),
+            offload.plan,
+            {unit.name: unit.rank for unit in units if unit.uses_card},
+            lambda: self._supervisor.services,
+            on_placed=self._note_placed,
+            on_measured=self._note_measured,
+            on_no_card=self._note_no_card,
+            retry=lambda name: self._supervisor.keepers[name].try_again(),
+        )
+        self._card = CardWatch(self._gate.read, read_clocks, self._note_card)
         self._supervisor = Supervisor(
-            build(profile, paths, environ, last_ports, lambda: self._card.is_busy),
+            units,
             self._memory,
             on_change=self._note_change,
             on_death=self._note_death,
             drain_requests=self._drain_requests,
             troubles=troubles,
             is_leaving=self._strays.has,
+            card=self._gate,
             succeed=self._succeed,
         )
         self._succession = Succession(
@@ -112,7 +130,12 @@ class Stack:
         self._rolls = Rolls(self._supervisor, self._keep)
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
         self._remembering = Remembering(
-            paths.memory, str(loaded.path), self._wanted, self._supervisor.keepers, troubles
+            paths.memory,
+            str(loaded.path),
+            self._wanted,
+            self._supervisor.keepers,
+            troubles,
+            measured_bytes=self._measured_bytes,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Task[None] | None = None
@@ -121,7 +144,10 @@ class Stack:
         self.handed_over = asyncio.Event()
 
     async def prepare(self) -> None:
-        """Find out, once for each version of a program, what a launch has to know of it."""
+        """Find out what a launch has to know: of each version of a program once, and which card."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_READING_TIMEOUT_S):
+                await self._gate.read()
         for keeper in self._supervisor.keepers.values():
             if keeper.unit.prepare is not None:
                 with suppress(LaunchError):  # the launch says it, too
@@ -161,6 +187,7 @@ class Stack:
             self._keep(self._mend_drained_gateway())
         self._keep(self.gateway.keep_confirmed(self._publication.note_confirmed))
         self._keep(self._card.keep())
+        self._keep(self._gate.keep())
         self._keep(keep_rotated(self._logs(), self._troubles))
         self._keep(keep_watch(self._paths.logs, self._troubles))
         self._keep(self._troubles.keep_trying())
@@ -193,7 +220,8 @@ class Stack:
                     keeper.unit,
                     keeper.port,
                     time.monotonic(),
-                    self.gateway.last_error or self._succession.trouble if name == GATEWAY else "",
+                    lease=self._gate.lease(name),
+                    trouble=self._trouble() if name == GATEWAY else "",
                 )
                 for name, keeper in self._supervisor.keepers.items()
             ],
@@ -283,6 +311,9 @@ class Stack:
         return Answer(changed=[], message="handing over")
 
     # --- inside
+
+    def _trouble(self) -> str:
+        return self.gateway.last_error or self._succession.trouble
 
     def _settle(self, *names: str) -> None:
         """Publish once nothing is unsettled any more; `names` are no longer waited for.
@@ -379,6 +410,7 @@ class Stack:
         return service.want is Want.DOWN or service.state in {State.BACKOFF, State.FAILED}
 
     def _note_change(self, before: Service, after: Service) -> None:
+        self._gate.note_change(before, after)
         self._remembering.soon()
         self.on_change()
         if after.state is not State.STARTING and after.name in self._unsettled:
@@ -425,6 +457,40 @@ class Stack:
                 self._journal.write("card", why=words)
                 self._rolls.renew(users)
 
+    def _note_placed(self, placed: Placed) -> None:
+        given, free_bytes = placed.placement, placed.free_bytes
+        log.info("service=%s plan: %s", given.service, placed.why)
+        self._journal.write(
+            "plan",
+            service=given.service,
+            generation=placed.generation,
+            gpu_layers=given.options.gpu_layers,
+            planned_mib=given.price.device_bytes // MIB,
+            free_mib=None if free_bytes is None else free_bytes // MIB,
+            why=placed.why,
+        )
+
+    def _note_measured(self, lease: Lease) -> None:
+        measured_mib = (lease.measured_bytes or 0) // MIB
+        planned_mib = lease.planned_bytes // MIB
+        self._journal.write(
+            "measured",
+            service=lease.service,
+            generation=lease.generation,
+            planned_mib=planned_mib,
+            measured_mib=measured_mib,
+            why=f"took {measured_mib} MiB, {planned_mib} were planned",
+        )
+        self._remembering.soon()
+
+    def _note_no_card(self, reason: str) -> None:
+        log.info("models run on the CPU: %s", reason)
+        self._journal.write("card", why=f"none, models run on the CPU: {reason}")
+
+    def _measured_bytes(self, name: str) -> int | None:
+        lease = self._gate.lease(name)
+        return lease.measured_bytes if lease else None
+
     def _card_users(self) -> list[str]:
         """The services that are wanted and hold memory of the card."""
         return [
@@ -444,7 +510,8 @@ class Stack:
             next=findings.next_step,
             why=death.reason,
         )
-        self._evidence.keep(findings)
+        past = self._gate.past(findings.unit.name, death.generation)
+        self._evidence.keep(findings, plan_info(*past) if past else None)
 
     def _publish(self) -> None:
         if not self._unsettled:

@@ -18,9 +18,11 @@ from llmsup.core.plan import Placement
 
 RETURN_TIMEOUT_S = 10.0
 RETURN_BLIND_S = 2.0
-RETURNED = 0.9
-"""Memory is back once NVML has so much of it free again, or after the first of the time-outs; the
-second where it is not known what was free before."""
+MISSING_SHARE = 0.1
+MISSING_BYTES = 64 * 2**20
+"""Memory is back once NVML has all of it free again but for so much (the larger of the two: others
+come and go meanwhile), or after the first of the time-outs; after the second where it is not known
+what was free before."""
 
 Rank = tuple[bool, int, str]
 """Sorts by whose turn comes first."""
@@ -115,7 +117,8 @@ class Returning:
             return True
         if self.before_bytes is None or free_bytes is None:
             return False
-        return free_bytes >= self.before_bytes + RETURNED * self.bytes
+        may_be_missing = max(MISSING_SHARE * self.bytes, MISSING_BYTES)
+        return free_bytes >= self.before_bytes + self.bytes - may_be_missing
 
 
 @dataclass(frozen=True)

@@ -58,12 +58,6 @@ def command(pid: int, *, max_chars: int = 80) -> str:
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
-def argv(pid: int) -> tuple[str, ...]:
-    """The arguments a process was started with; empty where it has gone."""
-    words = read(pid, "cmdline").removesuffix(b"\0").split(b"\0")
-    return tuple(map(os.fsdecode, words)) if words != [b""] else ()
-
-
 def group_and_session(pid: int) -> tuple[int, int]:
     """Process group and session; (0, 0) where the process has gone."""
     fields = _fields_after_name(pid)

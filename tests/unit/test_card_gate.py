@@ -11,6 +11,7 @@ import pytest
 from llmsup import card_gate
 from llmsup.card_gate import CardGate, Placed
 from llmsup.core.device import Absence, Device, NoDevice, Reading
+from llmsup.core.grant import Grant
 from llmsup.core.leases import Lease, Standing, rank
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Demand, Knob, Placement, Plan, Price
@@ -126,7 +127,7 @@ class Stack:
         self.services[name] = after
         self.gate.note_change(before, after)
 
-    def start(self, name: str) -> "asyncio.Future[Placement | None]":
+    def start(self, name: str) -> "asyncio.Future[Grant]":
         generation = self.services[name].generation + 1
         self.change(name, want=Want.UP, state=State.STARTING, generation=generation)
         return self.gate.ask(name, generation)
@@ -153,11 +154,11 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def placed(answer: "asyncio.Future[Placement | None]") -> Placement:
+async def placed(answer: "asyncio.Future[Grant]") -> Placement:
     async with asyncio.timeout(20):
-        placement = await answer
-    assert placement is not None
-    return placement
+        grant = await answer
+    assert grant.placement is not None
+    return grant.placement
 
 
 def run(test: Callable[[Stack], Awaitable[None]], **priorities: int) -> Stack:
@@ -271,7 +272,7 @@ def test_what_is_not_known_is_started_unplanned_and_measured_like_any_other() ->
     async def test(stack: Stack) -> None:
         stack.sizer.unknown.add("chat")
         chat, code = stack.start("chat"), stack.start("code")
-        assert await chat is None
+        assert await chat == Grant(None, "GPU-1")
         stack.take(4500)
         stack.change("chat", state=State.READY)
         assert (await placed(code)).options.gpu_layers == 30
@@ -393,11 +394,8 @@ def test_a_driver_that_fails_just_now_is_waited_for_and_then_the_last_reading_co
 def test_an_adopted_process_is_waited_for_before_anybody_loads() -> None:
     async def test(stack: Stack) -> None:
         stack.change("chat", want=Want.UP, state=State.STARTING, generation=4)
-        placement, conforms = stack.gate.recall("chat", ["x", "--gpu-layers", "12"])
-        assert conforms
-        assert placement is not None
-        assert placement.options.gpu_layers == 12
-        stack.gate.adopt("chat", 4, placement, 700 * MIB)
+        placement = Placement("chat", "m.gguf", LAYERS, Options(12), price(Options(12)), "")
+        stack.gate.adopt("chat", 4, Grant(placement, "GPU-1"), 700 * MIB)
         code = stack.start("code")
         await asyncio.sleep(0.05)
         assert not code.done()
@@ -413,7 +411,7 @@ def test_an_adopted_process_is_waited_for_before_anybody_loads() -> None:
 
 def test_a_process_that_is_not_adopted_after_all_leaves_no_lease() -> None:
     async def test(stack: Stack) -> None:
-        stack.gate.adopt("chat", 4, None, None)
+        stack.gate.adopt("chat", 4, Grant(), None)
         assert stack.standing("chat") is None
 
     run(test)

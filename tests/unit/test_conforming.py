@@ -5,12 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmsup.core.conforming import conforms
+from llmsup.core.grant import UNPLANNED, Grant, read, written
 from llmsup.core.options import Options
-from llmsup.core.plan import Degrade, Demand, Knob, Price
+from llmsup.core.plan import Degrade, Demand, Knob, Placement, Price
 from llmsup.core.sizes import Estimate, Sizes
-from llmsup.services.llama_argv import read_back
 
 BEST = Options(gpu_layers=37, ctx_size=8192)
 NOTHING = Price(Estimate(Sizes(), Sizes()), 0)
@@ -50,20 +52,18 @@ def test_what_a_plan_may_choose_or_take_away_conforms(
     assert conforms(replace(BEST, **changed), demand(knobs, degrade)) is expected
 
 
-def test_a_command_line_is_read_back() -> None:
-    argv = ["llama-server", "--model", "m.gguf", "--gpu-layers", "12", "--n-cpu-moe", "3"]
-    argv += ["--ctx-size", "4096", "--cache-type-k", "q8_0", "--cache-type-v", "q8_0"]
-    argv += ["--batch-size", "1024", "--ubatch-size", "256"]
-    assert read_back(argv, BEST) == replace(
-        BEST, gpu_layers=12, n_cpu_moe=3, ctx_size=4096, cache_type_k="q8_0", cache_type_v="q8_0",
-        batch=1024, ubatch=256,
-    )  # fmt: skip
+def test_a_grant_is_read_as_it_was_written() -> None:
+    options = replace(BEST, gpu_layers=12, n_cpu_moe=3, cache_type_k="q8_0", flash_attn="on")
+    placement = Placement("chat", "model.gguf", 37, options, NOTHING, "why")
+    assert read(written(Grant(placement, "GPU-1"))) == (options, "GPU-1")
+    assert written(UNPLANNED) == ""
 
 
-def test_a_server_without_a_device_is_off_the_card() -> None:
-    assert read_back(["x", "--device", "none", "--gpu-layers", "9"], BEST).gpu_layers == 0
+@pytest.mark.parametrize("text", ["", "{}", "[", '{"options": {"gpu_layers": "x"}, "device": 1}'])
+def test_what_is_no_grant_is_none(text: str) -> None:
+    assert read(text) is None
 
 
-@pytest.mark.parametrize("argv", [[], ["--gpu-layers"], ["--gpu-layers", "auto"], ["--ctx-size"]])
-def test_words_that_say_nothing_change_nothing(argv: list[str]) -> None:
-    assert read_back(argv, BEST) == BEST
+@given(st.text())
+def test_no_text_is_too_odd_to_be_read(text: str) -> None:
+    assert read(text) is None
