@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 from llmsup.card_gate import CardGate, Sizer
 from llmsup.card_watch import CardWatch
+from llmsup.config.schema import Rebalance
 from llmsup.core import rebalance
 from llmsup.core.device import Device
 from llmsup.core.leases import Standing
 from llmsup.core.plan import Demand
-from llmsup.core.rebalance import Balance, Extent, Grow, Observation, Rebalance, Shrink, Tenant
+from llmsup.core.rebalance import Balance, Extent, Grow, Observation, Shrink, Tenant
 from llmsup.core.routing import Route
 from llmsup.core.service import Service, State, Want
 from llmsup.errors import ModelFileError

@@ -112,6 +112,9 @@ GpuLayers = Annotated[
 """-1 is all of them in .env files that were written for llama.cpp as it was."""
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+Rebalance = Literal["off", "shrink", "auto"]
+"""What follows where other programs take memory of the card, or free it (auto)."""
+
 Degradation = Literal["cache_type", "ubatch", "ctx_size"]
 """What a plan may take from a service before it takes layers; the values of `core.plan.Degrade`."""
 
@@ -233,7 +236,7 @@ class Gpu(Table, frozen=True):
     device: CardIndex | CardUuid = 0
     ceiling: Ceiling = Share(percent=95)
     headroom_bytes: Headroom = field(default=256 * 1024 * 1024, name="headroom")
-    rebalance: Literal["off", "shrink", "auto"] = "shrink"
+    rebalance: Rebalance = "shrink"
 
 
 class Gateway(Table, frozen=True):

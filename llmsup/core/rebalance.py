@@ -8,12 +8,10 @@ grew waits twice as long before it grows again.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
 
+from llmsup.config.schema import Rebalance
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Demand
-
-Rebalance = Literal["off", "shrink", "auto"]
 
 MIB = 2**20
 DRIFT_BYTES = 200 * MIB

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmsup.config.schema import Rebalance
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Demand, Knob, Price
 from llmsup.core.rebalance import (
@@ -17,7 +18,6 @@ from llmsup.core.rebalance import (
     Extent,
     Grow,
     Observation,
-    Rebalance,
     Shrink,
     TellPressure,
     TellRelief,

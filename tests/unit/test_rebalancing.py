@@ -12,12 +12,12 @@ import pytest
 from llmsup import card_watch, rebalancing
 from llmsup.card_gate import CardGate
 from llmsup.card_watch import CardWatch
+from llmsup.config.schema import Rebalance
 from llmsup.core import rebalance
 from llmsup.core.device import Absence, Device, NoDevice, Reading
 from llmsup.core.leases import Standing, rank
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Demand, Knob, Placement, Plan, Price
-from llmsup.core.rebalance import Rebalance
 from llmsup.core.routing import Route
 from llmsup.core.service import Service, State, Want
 from llmsup.core.sizes import Estimate, Sizes
