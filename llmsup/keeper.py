@@ -8,11 +8,11 @@ Between the death of a process and the next execve there is no await.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
-from typing import Protocol
 
 from llmsup.attendance import Attendance, Unit
+from llmsup.card_use import CardUse
 from llmsup.core import events, lifecycle
 from llmsup.core.diagnosis import (
     KILLING,
@@ -55,36 +55,6 @@ DrainRequests = Callable[[str], Awaitable[None]]
 
 IsLeaving = Callable[[int], bool]
 """Whether the process is being ended by this daemon, without being a service's any more."""
-
-
-class CardUse(Protocol):
-    """What keepers ask of the card; see `CardGate`."""
-
-    def ask(self, service: str, generation: int) -> asyncio.Future[Grant]:
-        """What a generation may have, once it may be started."""
-        ...
-
-    def why(self, service: str) -> str:
-        """What it waits for."""
-        ...
-
-    def recall(self, service: str, written: str) -> tuple[Grant, bool]:
-        """What a live process was given, and whether it could be given it now."""
-        ...
-
-    def adopt(
-        self,
-        service: str,
-        generation: int,
-        grant: Grant,
-        measured_bytes: int | None,
-    ) -> None:
-        """It goes on with what it has."""
-        ...
-
-    def note_out_of_memory(self, service: str, lines: Sequence[str]) -> tuple[str, bool]:
-        """Its process died of it: what to say, and whether its next plan is a smaller one."""
-        ...
 
 
 class Keeper:

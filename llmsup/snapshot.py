@@ -1,12 +1,12 @@
 """A service and the card as `llmsup status` shows them."""
 
 from llmsup.attendance import Unit
-from llmsup.card_gate import Placed
 from llmsup.control.wire import GpuInfo, PlanInfo, ServiceInfo
 from llmsup.core.device import Device
 from llmsup.core.leases import Lease
 from llmsup.core.service import ALIVE, Service
 from llmsup.host import procfs
+from llmsup.placing import Placed
 
 
 def _pid(leader: int, unit: Unit) -> int:
