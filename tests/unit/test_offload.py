@@ -326,6 +326,16 @@ def test_no_equal_starves_the_other() -> None:
     assert layers(plan(budget(1500), [SMALL.demand("a"), SMALL.demand("b")])) == {"a": 4, "b": 4}
 
 
+def test_a_share_that_is_too_little_for_a_first_layer_goes_to_the_others_evenly() -> None:
+    big = Model(output=1000).demand("0-big")
+
+    assert layers(plan(budget(1900), [big, SMALL.demand("a"), SMALL.demand("b")])) == {
+        "0-big": 0,
+        "a": 6,
+        "b": 6,
+    }
+
+
 def test_what_is_too_little_for_two_goes_to_the_first_name() -> None:
     assert layers(plan(budget(500), [SMALL.demand("b"), SMALL.demand("a")])) == {"a": 1, "b": 0}
 
@@ -494,6 +504,24 @@ def test_more_memory_never_gives_a_higher_rank_less(
     more = plan(budget(room_mib + more_mib), demands)
 
     assert list(map(rank, less.placements)) <= list(map(rank, more.placements))
+
+
+@settings(max_examples=300)
+@given(any_demands(required=False), ROOMS)
+def test_equals_get_no_less_than_an_even_share_alone_would_give(
+    demands: list[Demand], room_mib: int
+) -> None:
+    equals = [replace(each, priority=0) for each in demands]
+    room = budget(room_mib)
+    together = plan(room, equals)
+    taken_by_others = room.usable_bytes - room.usable_bytes // len(equals)
+    share = replace(room, reserved_bytes=taken_by_others)
+
+    for each in equals:
+        alone = only(plan(share, [each]))
+        got = together.of(each.service)
+        assert got is not None
+        assert rank(got) >= rank(alone)
 
 
 @settings(max_examples=300)
