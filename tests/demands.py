@@ -9,7 +9,7 @@ from llmsup.core.estimate import buffers_at_least, estimate, off_card, pool_byte
 from llmsup.core.ladder import degraded
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Demand, Knob, Price
-from llmsup.core.shape import shape_of
+from llmsup.core.shape import ModelShape, shape_of
 from llmsup.core.sizes import Estimate, Sizes
 from tests.model_shapes import published
 
@@ -153,8 +153,12 @@ def _search(usable_bytes: int, tables: Sequence[list[tuple[Options, int]]]) -> l
 
 
 def of_published(name: str, service: str, **options: object) -> Demand:
-    """A published model, priced by the estimator; each process costs the driver 125 MiB more."""
-    shape = shape_of(published(name))
+    """A published model, priced by the estimator."""
+    return of_shape(shape_of(published(name)), service, **options)
+
+
+def of_shape(shape: ModelShape, service: str, **options: object) -> Demand:
+    """A model priced by the estimator; each process costs the driver 125 MiB more."""
 
     def price(chosen: Options) -> Price:
         if chosen.gpu_layers == 0:
@@ -163,7 +167,7 @@ def of_published(name: str, service: str, **options: object) -> Demand:
 
     return Demand(
         service=service,
-        model=f"{name}.gguf",
+        model=f"{service}.gguf",
         layers=shape.layers,
         asked=Options(gpu_layers=shape.layers, **options),  # type: ignore[arg-type]
         price=price,
