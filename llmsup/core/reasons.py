@@ -39,7 +39,7 @@ def reason(choices: Choices, choice: Choice, room_bytes: int, next_bytes: int | 
     more = f"{_next(choices, choice)} {taken(next_bytes)}"
     if choice.device_bytes + next_bytes <= room_bytes:
         return f"{said}: {more}, with which it ran out of memory"
-    return f"{said}: {more}, {free(max(0, room_bytes - choice.device_bytes))} are left for it"
+    return f"{said}: {more}, {free(max(0, room_bytes - choice.device_bytes))} are left"
 
 
 def without_card(demand: Demand) -> str:

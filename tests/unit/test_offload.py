@@ -43,7 +43,7 @@ def test_one_layer_less_says_what_it_would_take() -> None:
 
     # All layers on the card stage nothing: the last one takes less than the others.
     assert layers(made) == {"chat": 8}
-    assert only(made).reason == "8 of 11 layers: one more takes 108 MiB, 84 MiB are left for it"
+    assert only(made).reason == "8 of 11 layers: one more takes 108 MiB, 84 MiB are left"
     assert only(made).next_bytes == 108 * MIB
     assert made.left_bytes == 84 * MIB
 
@@ -64,7 +64,7 @@ def test_nothing_fits_and_says_what_the_first_layer_would_take() -> None:
     assert placement.options.gpu_layers == 0
     assert placement.price.device_bytes == 0
     assert placement.reason == (
-        "on the CPU: the output layer alone takes 410 MiB, 300 MiB are left for it"
+        "on the CPU: the output layer alone takes 410 MiB, 300 MiB are left"
     )
     assert not made.refusal
 
