@@ -303,6 +303,16 @@ def test_a_fixed_service_that_ran_out_of_memory_is_refused_with_that() -> None:
     assert made.hint == 'set gpu_layers = 5 in [service.chat], or gpu_layers = "auto"'
 
 
+def test_a_refusal_tells_the_least_that_the_ladder_allows() -> None:
+    demand = fixed(SMALL.demand(degrade=LADDER, ctx_size_min=4096), 11)
+
+    made = plan(budget(1300), [demand])
+
+    assert made.refusal == (
+        "chat: all 11 layers take at least 1372 MiB, 1300 MiB are usable; 72 MiB too much"
+    )
+
+
 def test_options_that_the_engine_refuses_are_told_in_its_words() -> None:
     def price(options: Options) -> object:
         raise ValueError("quantised values need flash attention")
@@ -392,7 +402,7 @@ def test_it_insists_on_nothing_that_it_may_not_have() -> None:
 
 @pytest.mark.parametrize("degrade", [(), LADDER])
 def test_few_prices_are_asked_for(degrade: tuple[Degrade, ...]) -> None:
-    for room_mib in range(0, 6000, 97):
+    for room_mib in range(0, 6000, 197):
         models = {
             "chat": Model(layer=46, output=250, layers=37),
             "code": Model(layer=130, output=420, layers=29),
@@ -408,7 +418,7 @@ def test_few_prices_are_asked_for(degrade: tuple[Degrade, ...]) -> None:
         )
         for name, model in models.items():
             assert max(model.asked.values(), default=0) <= 1, name
-            assert len(model.asked) <= (24 if degrade else PROBES + 1), (name, room_mib)
+            assert len(model.asked) <= (12 if degrade else PROBES + 1), (name, room_mib)
 
 
 # What always holds
@@ -466,7 +476,7 @@ def test_a_plan_never_exceeds_what_is_usable(demands: list[Demand], room_mib: in
     assert made.left_bytes >= 0 or made.refusal
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(any_demands(), ROOMS, st.randoms())
 def test_the_order_of_services_changes_nothing(
     demands: list[Demand], room_mib: int, random: object
@@ -477,7 +487,7 @@ def test_the_order_of_services_changes_nothing(
     assert plan(budget(room_mib), demands) == plan(budget(room_mib), shuffled)
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(any_demands(equals=False), ROOMS)
 def test_it_agrees_with_a_search_through_everything(demands: list[Demand], room_mib: int) -> None:
     best = exhaustive(room_mib * MIB, demands)
@@ -533,7 +543,8 @@ def test_every_placement_has_a_reason_and_every_refusal_adds_up(
 
     assert all(each.reason for each in made.placements)
     arithmetic = re.search(
-        r"take (\d+) MiB, (\d+) MiB are usable(?: after (.*))?; (\d+) MiB too much", made.refusal
+        r"take (?:at least )?(\d+) MiB, (\d+) MiB are usable(?: after (.*))?; (\d+) MiB too much",
+        made.refusal,
     )
     if arithmetic is not None:
         needed, usable, after, excess = arithmetic.groups()
@@ -546,7 +557,7 @@ def test_every_placement_has_a_reason_and_every_refusal_adds_up(
             assert int(figures[1]) > int(figures[2])
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(any_demands(), ROOMS)
 def test_the_same_question_has_the_same_answer(demands: list[Demand], room_mib: int) -> None:
     assert plan(budget(room_mib), demands) == plan(budget(room_mib), demands)
@@ -560,7 +571,7 @@ def test_all_is_on_the_card_where_there_is_room(demands: list[Demand]) -> None:
     assert all(each.options.n_cpu_moe == 0 for each in made.placements)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.integers(5, 60), st.integers(1, 150), st.integers(0, 400), st.integers(0, 400), ROOMS)
 def test_with_any_size_of_layers_no_fitting_number_is_missed(
     count: int, layer_mib: int, output_mib: int, staged_mib: int, room_mib: int
