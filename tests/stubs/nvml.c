@@ -7,6 +7,7 @@
  *     driver 560.35.03
  *     epoch 1                                       another number: the driver was loaded anew
  *     card UUID TOTAL FREE USED UTILIZATION NAME    bytes; utilization -1: not supported
+ *     mig NUMBER [UUID TOTAL FREE USED NAME]        that card is partitioned, and has this instance
  *     error FUNCTION CODE                           the function fails with this code
  *     delay FUNCTION MILLISECONDS                   the function takes so long
  *
@@ -37,6 +38,27 @@ static struct {
     card cards[CARDS_MAX];
 } now;
 
+/* Instances of partitioned cards, read with `now`. Their handles are MIG_HANDLE and above. */
+enum { MIG_HANDLE = 100 };
+static struct {
+    int count, parents[CARDS_MAX], partitioned[CARDS_MAX];
+    card instances[CARDS_MAX];
+} migs;
+
+static int read_mig(const char *line)
+{
+    unsigned parent;
+    card *next = &migs.instances[migs.count];
+    int fields = sscanf(line, "mig %u %95s %llu %llu %llu %95[^\n]", &parent, next->uuid,
+                        &next->total, &next->free, &next->used, next->name);
+    if (fields < 1 || parent >= CARDS_MAX)
+        return 0;
+    migs.partitioned[parent] = 1;
+    if (fields == 6 && migs.count < CARDS_MAX - 1)
+        migs.parents[migs.count++] = (int)parent;
+    return 1;
+}
+
 static int initialised_in = -1;  /* the epoch; -1: not initialised */
 
 /* Read the file, take as long and fail as it says; the function's own answer follows. */
@@ -51,6 +73,7 @@ static int begin(const char *function)
         fclose(file);
     }
     memset(&now, 0, sizeof now);
+    memset(&migs, 0, sizeof migs);
     file = path ? fopen(path, "r") : NULL;
     if (!file)
         return DRIVER_NOT_LOADED;
@@ -66,7 +89,7 @@ static int begin(const char *function)
             delay_ms = number;
         else if (sscanf(line, "epoch %d", &number) == 1)
             now.epoch = number;
-        else
+        else if (!read_mig(line))
             sscanf(line, "driver %79[^\n]", now.driver);
     }
     fclose(file);
@@ -81,6 +104,10 @@ static int begin_at(const char *function, void *handle, card **found)
 {
     int result = begin(function);
     size_t number = (size_t)handle;
+    if (result == SUCCESS && number >= MIG_HANDLE && number - MIG_HANDLE < (size_t)migs.count) {
+        *found = &migs.instances[number - MIG_HANDLE];
+        return SUCCESS;
+    }
     if (result == SUCCESS && (number < 1 || number > (size_t)now.count))
         return INVALID_ARGUMENT;
     *found = &now.cards[number - 1];
@@ -143,6 +170,12 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle)
             return SUCCESS;
         }
     }
+    for (int i = 0; i < migs.count; i++) {
+        if (!strcmp(uuid, migs.instances[i].uuid)) {
+            *handle = (void *)(size_t)(MIG_HANDLE + i);
+            return SUCCESS;
+        }
+    }
     return NOT_FOUND;
 }
 
@@ -150,6 +183,8 @@ int nvmlDeviceGetIndex(void *handle, unsigned *index)
 {
     card *found;
     int result = begin_at(__func__, handle, &found);
+    if (result == SUCCESS && (size_t)handle >= MIG_HANDLE)
+        return NOT_SUPPORTED;
     *index = (unsigned)(size_t)handle - 1;
     return result;
 }
@@ -201,9 +236,51 @@ int nvmlDeviceGetUtilizationRates(void *handle, rates *used)
 {
     card *found;
     int result = begin_at(__func__, handle, &found);
-    if (result == SUCCESS && found->utilization < 0)
+    if (result == SUCCESS && (found->utilization < 0 || (size_t)handle >= MIG_HANDLE))
         return NOT_SUPPORTED;
     if (result == SUCCESS)
         used->gpu = used->memory = (unsigned)found->utilization;
+    return result;
+}
+
+int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending)
+{
+    card *found;
+    int result = begin_at(__func__, handle, &found);
+    if (result == SUCCESS && (size_t)handle >= MIG_HANDLE)
+        return INVALID_ARGUMENT;
+    if (result == SUCCESS)
+        *current = *pending = (unsigned)migs.partitioned[found - now.cards];
+    return result;
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *count)
+{
+    card *found;
+    int result = begin_at(__func__, handle, &found);
+    *count = CARDS_MAX;
+    return result;
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **mig)
+{
+    card *found;
+    int result = begin_at(__func__, handle, &found);
+    if (result != SUCCESS)
+        return result;
+    if (index >= (unsigned)migs.count || migs.parents[index] != found - now.cards)
+        return NOT_FOUND;
+    *mig = (void *)(size_t)(MIG_HANDLE + index);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(void *mig, void **handle)
+{
+    card *found;
+    int result = begin_at(__func__, mig, &found);
+    if (result == SUCCESS && (size_t)mig < MIG_HANDLE)
+        return INVALID_ARGUMENT;
+    if (result == SUCCESS)
+        *handle = (void *)(size_t)(migs.parents[found - migs.instances] + 1);
     return result;
 }
