@@ -12,6 +12,10 @@ from llmsup.services.llama_options import asked
 LAYERS_MAX = 2**31 - 1
 """Stands for "all" where it is not known how many there are; the engine takes no more than all."""
 
+_VERBOSITY = frozenset(
+    ["-lv", "--verbosity", "--log-verbosity", "-v", "--verbose", "--log-verbose", "--log-disable"]
+)
+
 
 def launch(
     spec: LlamaServer,
@@ -22,6 +26,7 @@ def launch(
     options: Options | None = None,
     device: str | None = None,
     flags: Flags | None = None,
+    is_measured: bool = False,
 ) -> Launch:
     """The command line of one llama-server; `spec.args` come last, so that they have the last word.
 
@@ -29,6 +34,7 @@ def launch(
     no default. None: nothing was planned, the profile's own words hold, and a number of layers
     that it leaves to a plan is 0. `device`: the UUID of the card that was planned with. `flags`
     that the engine is known not to have are left out; None: it is taken to have them all.
+    `is_measured`: the size of each buffer is known from an earlier load, so it need not be told.
     """
     chosen = options or _unplanned(spec)
     argv = [
@@ -49,6 +55,7 @@ def launch(
         ports=(port,),
         models=(Path(spec.model),),
         tells_work=True,
+        once=() if is_measured else _telling(spec, flags),
     )
 
 
@@ -75,9 +82,14 @@ def _said(options: Options, flags: Flags | None) -> Iterator[tuple[str, ...]]:
         yield "--flash-attn", options.flash_attn
     elif options.flash_attn == "on" or _needs_flash_attention(options):
         yield ("--flash-attn",)
-    if flags is None or flags.has_trace:
-        yield "--verbosity", "4"  # tells the size of each buffer; older builds do so anyway
     yield ("--metrics",)
+
+
+def _telling(spec: LlamaServer, flags: Flags | None) -> tuple[str, ...]:
+    """So talkative that it tells the size of each buffer; older builds do so anyway."""
+    if _VERBOSITY.intersection(spec.args) or (flags is not None and not flags.has_trace):
+        return ()
+    return "--verbosity", "4"
 
 
 def _needs_flash_attention(options: Options) -> bool:

@@ -41,8 +41,9 @@ NAMES = ("service", "route", "kind", "port", "chat", "args", "env", "depends_on"
 TOKENS = (
     b"[service.x]\n", b"[[route]]\n", b'"""', b"'''", b"= {", b"[" * 2000, b"a." * 2000,
     b"${", b"${A:-${B}}", b"$$", b"\xff", b"\x00", b"\r", b"\xef\xbb\xbf", b"= 1979-05-27\n",
-    b"= inf\n", b"= 0x7fffffffffffffff\n", b"= 1e400\n", b"9" * 5000, b'"-1s"', b'"1h" * 2', b"~", b"%",
+    b"= inf\n", b"= 0x7fffffffffffffff\n", b"= 1e400\n", b"9" * 5000, b'"-1s"', b'"1h" * 2', b"~",
     b'"~nobody/x"', b'"../../../etc/passwd"', b"\\u0000", b"env_file = 'p.toml'\n", b"\xe2\x80\xae",
+    b"= '101%'\n", b"= '1e9%'\n",
 )  # fmt: skip
 
 

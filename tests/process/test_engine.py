@@ -1,6 +1,8 @@
 """Asking a llama-server what it understands: once, whatever kind of program it is."""
 
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +12,9 @@ from llmsup.config.schema import LlamaServer
 from llmsup.core.options import Options
 from llmsup.host import binaries, engine, procfs
 from llmsup.services import llama_server
-from tests.unit.test_llama_help import NOW
+from tests.gguf_files import gguf
+from tests.home import STUBS, Home, free_ports
+from tests.unit.test_llama_help import NOW, SPRING_2025
 
 REAL = binaries.llama_server(None, os.environ)
 
@@ -182,3 +186,28 @@ def test_it_is_asked_without_a_card(
     environ = (tmp_path / "environ").read_text().splitlines()
     assert "CUDA_VISIBLE_DEVICES=" in environ
     assert not any(line.startswith("LLAMA_ARG_") for line in environ)
+
+
+def test_an_older_server_is_started_without_the_flags_that_it_does_not_have(home: Home) -> None:
+    """Given a build that ends where it meets a flag that its help does not list."""
+    help_text, model, (port,) = home.root / "help", home.root / "m.gguf", free_ports(1)
+    help_text.write_text(SPRING_2025)
+    model.write_bytes(gguf())
+    upstream = shlex.join([sys.executable, str(STUBS / "upstream.py"), "--name", "chat"])
+    binary = program(
+        home.root / "llama-server",
+        f'[ "$1" = --help ] && exec cat "{help_text}"',
+        'for word; do case "$word" in --*) grep -q -e "$word" '
+        f'"{help_text}" || [ "$word" = --host ] || [ "$word" = --alias ] || exit 1; esac; done',
+        f'exec {upstream} "$@"',
+    )
+    home.write(
+        f'[service.chat]\nkind = "llama-server"\nmodel = "{model}"\nbinary = "{binary}"\n'
+        f'port = {port}\nflash_attn = "on"\n'
+    )
+    home.start()
+
+    words = procfs.read(home.service("chat")["pid"], "cmdline").decode().split("\0")
+    assert words[words.index("--ctx-size") + 1] == "4096"
+    assert words[-2:] == ["--flash-attn", ""]
+    assert not {"--fit", "--kv-unified", "--no-kv-unified", "--verbosity"} & set(words)

@@ -31,7 +31,7 @@ def test_llama_server_without_a_plan_stays_off_the_card() -> None:
         "/opt/llama-server --host 127.0.0.1 --port 8001 --model /models/qwen.gguf --alias chat"
         " --offline --gpu-layers 0 --device none --n-cpu-moe 0 --fit off --ctx-size 4096"
         " --parallel 1 --no-kv-unified --batch-size 2048 --ubatch-size 512 --cache-type-k f16"
-        " --cache-type-v f16 --flash-attn auto --verbosity 4 --metrics"
+        " --cache-type-v f16 --flash-attn auto --metrics"
     )
     assert launch.target == Target(Via.HTTP, port=8001, path="/health")
     assert launch.ports == (8001,)
@@ -62,7 +62,7 @@ def test_llama_server_of_a_service_that_sets_everything() -> None:
         "/opt/llama-server --host 127.0.0.1 --port 8001 --model /models/moe.gguf --alias chat"
         " --offline --gpu-layers 20 --n-cpu-moe 7 --fit off --ctx-size 8192"
         " --parallel 4 --kv-unified --batch-size 1024 --ubatch-size 256 --cache-type-k q8_0"
-        " --cache-type-v q4_0 --flash-attn on --verbosity 4 --metrics --no-warmup --threads 2"
+        " --cache-type-v q4_0 --flash-attn on --metrics --no-warmup --threads 2"
     )
     assert launch.env == {"CUDA_VISIBLE_DEVICES": "0"}
 
@@ -85,7 +85,7 @@ def test_llama_server_is_told_what_was_planned() -> None:
     assert " ".join(launch.argv).endswith(
         "--gpu-layers 12 --n-cpu-moe 3 --fit off --ctx-size 2048 --parallel 2 --kv-unified"
         " --batch-size 512 --ubatch-size 128 --cache-type-k q8_0 --cache-type-v q8_0"
-        " --flash-attn on --verbosity 4 --metrics"
+        " --flash-attn on --metrics"
     )
     assert launch.env == {"CUDA_VISIBLE_DEVICES": "GPU-1"}
 
@@ -95,6 +95,24 @@ def test_llama_server_with_all_layers_needs_no_plan() -> None:
 
     assert argv[argv.index("--gpu-layers") + 1] == str(2**31 - 1)
     assert "--device" not in argv
+
+
+def test_what_a_load_takes_is_told_until_it_is_known() -> None:
+    def told(flags: Flags | None = None, *args: str, is_measured: bool = False) -> Launch:
+        return llama_server.launch(
+            LlamaServer(model="/m.gguf", args=args),
+            name="chat",
+            binary="/opt/llama-server",
+            port=8001,
+            flags=flags,
+            is_measured=is_measured,
+        )
+
+    assert told().once == ("--verbosity", "4")
+    assert told(is_measured=True).once == ()
+    assert told().digest == told(is_measured=True).digest
+    assert told(OLDER).once == ()
+    assert told(None, "-lv", "3").once == ()
 
 
 def test_the_profile_has_the_last_word_on_the_card() -> None:
