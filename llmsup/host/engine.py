@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from llmsup import __version__
 from llmsup.host.process import inherited
 from llmsup.host.replace import fingerprint, replace_file
 from llmsup.services.llama_help import Flags, parse
@@ -86,7 +87,7 @@ def _read(cache: Path) -> dict[str, _Answer]:
 
 
 def _identity(binary: str) -> str:
-    return _hash((path, fingerprint(path)) for path in _parts(binary))
+    return _hash([__version__, *((path, fingerprint(path)) for path in _parts(binary))])
 
 
 def _build(binary: str, version: str) -> str:

@@ -165,12 +165,11 @@ def _whole(nvml: ModuleType, device: int | str, handle: Any) -> Any:
 def _partitioned(nvml: ModuleType, handle: Any) -> str:
     """Why a card cannot be used as a whole: programs get no more than an instance of it."""
     try:
-        if nvml.nvmlDeviceGetMigMode(handle)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
-            return ""
-        most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
-    except nvml.NVMLError as error:
-        if error.value not in _unsupported(nvml):
-            raise
+        is_partitioned = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
+        most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle) if is_partitioned else 0
+    except nvml.NVMLError:  # most cards cannot be; what else is wrong with it, its memory will tell
+        return ""
+    if not is_partitioned:
         return ""
     instances = []
     for number in range(most):

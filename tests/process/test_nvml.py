@@ -188,7 +188,7 @@ def test_a_partitioned_card_names_its_instances(cards: StubCards, device: int | 
         assert nvml.read()["uuid"] == "GPU-8"
 
 
-@pytest.mark.parametrize("code", [3, 13])
+@pytest.mark.parametrize("code", [3, 13, 999])
 def test_a_driver_that_knows_of_no_partitions_has_whole_cards(cards: StubCards, code: int) -> None:
     cards.write(cards.card(), f"error nvmlDeviceGetMigMode {code}")
     with reader(cards.environ) as nvml:
