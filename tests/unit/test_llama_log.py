@@ -37,7 +37,10 @@ LOAD = """\
 0.06.672.415 I srv  llama_server: listening on http://127.0.0.1:18991
 """.splitlines()
 
-NO_ROOM = "E ggml_backend_cuda_buffer_type_alloc_buffer: allocating {} MiB on device 0: cudaMalloc failed: out of memory"
+NO_ROOM = (
+    "E ggml_backend_cuda_buffer_type_alloc_buffer: "
+    "allocating {} MiB on device 0: cudaMalloc failed: out of memory"
+)
 WEIGHTS = [
     NO_ROOM.format("92.17"),
     "E llama_model_load: error loading model: unable to allocate CUDA0 buffer",
