@@ -75,7 +75,7 @@ def effective(shape: ModelShape, options: Options) -> Effective:
         shared_slots=slots if options.kv_unified else 1,
         batch=ubatch,
         tokens=tokens,
-        outputs=batch if pooled else slots,
+        outputs=min(tokens, batch) if pooled else slots,
         k_type=_TYPE_IDS.get(options.cache_type_k.lower(), _F16),
         v_type=_TYPE_IDS.get(options.cache_type_v.lower(), _F16),
         flash_attn=_flash_attention(shape, options),
