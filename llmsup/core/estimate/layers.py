@@ -160,9 +160,24 @@ class Builder:
         ):
             cur = same("mul", cur, self.inputs.of("scale_rows", _F32 * tokens))
         self.graph.expand(cur)
+        types = self.o("token_types.weight")
+        if types is not None:
+            cur = same("add", cur, view(types, (width,)))
+        places = self.o("position_embd.weight")
+        if places is not None:
+            positions = self.inputs.of("positions", 4 * tokens)
+            cur = same("add", op("get_rows", (width, tokens), places, positions), cur)
+        if not self.shape.traits.is_causal:
+            self.number = 0
+            cur = self._norm(cur, self.o("token_embd_norm.weight"),
+                             self.o("token_embd_norm.bias"), plain=True)
         return cur
 
     def finish(self, x: Tensor) -> None:
+        if not self.shape.traits.is_causal:
+            self.graph.expand(x)
+            self._pool(x)
+            return
         cur = self._norm(
             x, self.o("output_norm.weight"), self.o("output_norm.bias"), plain=False, pin=False
         )
@@ -172,6 +187,16 @@ class Builder:
             matrix = weight(found.device_bytes, home, found.shape)
             cur = matmul(matrix, cur, found.shape[1])
         self.graph.expand(cur)
+
+    def _pool(self, x: Tensor) -> None:
+        slots = self.options.slots
+        if self.shape.number("pooling_type") == 1:
+            mean = self.inputs.of("mean", _F32 * x.shape[1] * slots, (x.shape[1], slots))
+            turned = same("cont", view(x, (x.shape[1], x.shape[0])))
+            self.graph.expand(op("mul_mat", (x.shape[0], slots), turned, mean))
+        elif self.shape.number("pooling_type"):
+            chosen = self.inputs.of("cls", 4 * slots)
+            self.graph.expand(op("get_rows", (x.shape[0], slots), x, chosen))
 
     # -- attention
 
