@@ -1,8 +1,9 @@
 """The compute buffers of one process: the graph is built, cut and replayed."""
 
 from llmsup.core.estimate.allocator import Replay
+from llmsup.core.estimate.builder import Builder
 from llmsup.core.estimate.effective import Effective
-from llmsup.core.estimate.layers import Builder
+from llmsup.core.estimate.model_graph import build
 from llmsup.core.estimate.splits import Placing, split
 from llmsup.core.shape import ModelShape
 
@@ -10,10 +11,7 @@ from llmsup.core.shape import ModelShape
 def compute_bytes(shape: ModelShape, options: Effective) -> tuple[int, int]:
     """The bytes of the compute buffers on the card and on the host."""
     builder = Builder(shape, options)
-    x = builder.embed()
-    for number in range(shape.trunk):
-        x = builder.layer(number, x, is_last=number == shape.trunk - 1)
-    builder.finish(x)
+    build(builder)
     nodes = builder.graph.nodes
     placing = Placing(op_offload=options.op_offload)
     placing.assign(nodes)

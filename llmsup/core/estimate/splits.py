@@ -5,7 +5,7 @@ The rules are those of ggml_backend_sched_split_graph in ggml-backend.cpp.
 
 from dataclasses import dataclass, field
 
-from llmsup.core.estimate.closed_form import OFFLOAD_MIN_ROWS
+from llmsup.core.estimate.builder import OFFLOAD_MIN_ROWS
 from llmsup.core.estimate.graph import CARD, HOST, Tensor
 
 _NOWHERE = -1
