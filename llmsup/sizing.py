@@ -38,7 +38,9 @@ class _Facts:
     companions: tuple[Companion, ...]
 
     def estimate(self, options: Options) -> Estimate:
-        alone = estimate(self.shape, options) if options.gpu_layers else off_card(self.shape, options)
+        alone = (
+            estimate(self.shape, options) if options.gpu_layers else off_card(self.shape, options)
+        )
         return accompanied(alone, options, self.shape.layers, self.companions)
 
     def buffers_at_least(self, options: Options) -> int:

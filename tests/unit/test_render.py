@@ -1,6 +1,7 @@
 """What the command line prints, as whole texts."""
 
 from datetime import UTC
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,8 @@ def test_status_in_a_pipe_is_not_cut() -> None:
         "\n"
         "SERVICE  STATE    MODEL                       LAYERS         VRAM  PORT  RESTARTS  UPTIME"
         "  WHY\n"
-        "chat     ready    Qwen2.5-3B-Instruct-Q4_K_M   37/37  2.1/2.2 GiB  8001         0   3m10s\n"
+        "chat     ready    Qwen2.5-3B-Instruct-Q4_K_M   37/37  2.1/2.2 GiB  8001         0"
+        "   3m10s\n"
         "code     backoff  coder                           20            -  8004        12       -"
         f"  {CUT}\n"
         "rag      stopped  -                                -            -     -         0       -"
@@ -73,7 +75,8 @@ def test_a_narrow_terminal_cuts_models_and_reasons_and_shows_the_reasons_below()
     assert text == (
         "SERVICE  STATE    MODEL             LAYERS         VRAM  PORT  RESTARTS  UPTIME  WHY\n"
         "chat     ready    Qwen2.5-3B-Inst…   37/37  2.1/2.2 GiB  8001         0   3m10s\n"
-        "code     backoff  coder                 20            -  8004        12       -  killed by…\n"
+        "code     backoff  coder                 20            -  8004        12       -  "
+        "killed by…\n"
         "rag      stopped  -                      -            -     -         0       -\n"
         "\n"
         f"code: {CUT}"
@@ -127,7 +130,7 @@ def test_a_narrow_terminal_does_without_columns(width: int, dropped: list[str]) 
     ],
 )
 def test_layers_of_all_and_planned_against_measured(
-    told: dict[str, object], layers: str, vram: str
+    told: dict[str, Any], layers: str, vram: str
 ) -> None:
     _, row = render.services([service("chat", uptime_s=None, **told)]).splitlines()
 
