@@ -7,7 +7,7 @@ from itertools import cycle
 from llmsup.cli.table import GAP, painted
 from llmsup.core.plan import Plan
 
-WIDTH = 72
+WIDTH = 80
 WIDTH_MAX = 100
 MIB = 2**20
 

@@ -14,7 +14,6 @@ from llmsup import __version__
 from llmsup.cli import complete
 from llmsup.cli.terminal import show
 from llmsup.config.units import parse_duration_s, parse_size_bytes
-from llmsup.config.wording import quoted
 from llmsup.errors import UsageError
 
 app = typer.Typer(
@@ -65,6 +64,8 @@ def _seconds(text: str) -> float:
 
 def _mebibytes(text: str) -> int:
     """Bytes in `text`: a size with a unit, or a number of MiB."""
+    from llmsup.config.wording import quoted
+
     try:
         return parse_size_bytes(f"{text}MiB" if text.isdecimal() else text)
     except ValueError:
@@ -178,6 +179,7 @@ def status(
 @app.command()
 def plan(
     source: Profile = None,
+    *,
     total_bytes: Annotated[
         int | None,
         typer.Option("--total", parser=_mebibytes, metavar="MIB", help="Of a card so large."),
