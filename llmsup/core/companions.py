@@ -22,7 +22,7 @@ class Kind(Enum):
 
     DRAFT = "draft model"
     PROJECTOR = "multimodal projector"
-    ADAPTER = "LoRA adapter"
+    ADAPTER = "adapter"  # LoRA, or a control vector
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def companion_of(model: Model) -> Companion:
     """What the model of such a file is. Whatever is not known to be another kind is a draft."""
     if model.architecture == "clip":
         kind = Kind.PROJECTOR
-    elif model.metadata.get("general.type") == "adapter":
+    elif _is_adapter(model):
         kind = Kind.ADAPTER
     else:
         kind = Kind.DRAFT
@@ -71,6 +71,11 @@ def companions_at_least(options: Options, layers: int, companions: Iterable[Comp
         else _on_card(each, options, layers)
         for each in companions
     )
+
+
+def _is_adapter(model: Model) -> bool:
+    is_lora = model.metadata.get("general.type") == "adapter"
+    return is_lora or model.architecture == "controlvector"
 
 
 def _added(each: Companion, options: Options, layers: int) -> Estimate:
