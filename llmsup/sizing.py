@@ -5,20 +5,20 @@ no card is read here: the caller hands in its reading.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from llmsup.config.schema import LlamaServer, Profile
 from llmsup.core import offload
 from llmsup.core.companions import Companion, accompanied, companion_of, companions_at_least
-from llmsup.core.device import Device, Reading
+from llmsup.core.device import Device, NoDevice, Reading
 from llmsup.core.estimate import buffers_at_least, estimate, off_card, pool_bytes
-from llmsup.core.gguf import Model
 from llmsup.core.ledger import Key, Ledger
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Degrade, Demand, Plan, Price
 from llmsup.core.shape import ModelShape, shape_of
+from llmsup.core.sizes import Estimate
 from llmsup.errors import Flaw, LaunchError, ModelFileError
 from llmsup.host import binaries, engine, gguf
 from llmsup.host.systemctl import is_wsl
@@ -54,14 +54,20 @@ class Sizing:
     """What the services of one profile ask of the card, and what they get.
 
     `ledger` is asked at each plan, so that what a load has just taught is known to the next.
+    `engines`: the file of what is known of engines; none is asked here.
     """
 
     def __init__(
-        self, profile: Profile, environ: Mapping[str, str], ledger: Callable[[], Ledger]
+        self,
+        profile: Profile,
+        environ: Mapping[str, str],
+        ledger: Callable[[], Ledger],
+        engines: Path,
     ) -> None:
         self._profile = profile
         self._environ = environ
         self._ledger = ledger
+        self._engines = engines
 
     def models(self, services: Iterable[str]) -> tuple[str, ...]:
         """Those of `services` that have a model of their own."""
@@ -69,23 +75,24 @@ class Sizing:
         return tuple(name for name in services if isinstance(of.get(name), LlamaServer))
 
     def demand(
-        self, service: str, at_most_bytes: int | None = None, *, device: Device | None = None
+        self, service: str, at_most_bytes: int | None = None, *, reading: Reading | None = None
     ) -> Demand:
-        """What a service asks of the card; without `device` nothing measured is looked up.
+        """What a service asks of the card that was read.
 
-        Raises ModelFileError where the header of one of its files cannot be read.
+        Without a reading, what was measured on a card is not looked up. Raises ModelFileError where
+        the header of one of its files cannot be read.
         """
         spec = self._server(service)
         facts = _facts(spec)
         ledger, build = self._ledger(), self._build(spec)
+        card = reading.name if isinstance(reading, Device) else ""
 
         @cache
         def price(options: Options) -> Price:
-            estimated = facts.estimate(options)
-            if options.gpu_layers == 0:
-                return Price(estimated, overhead_bytes=0)
-            key = Key(facts.fingerprint, options, build, device.name if device else "")
-            return ledger.price(key, estimated, pool_bytes(facts.shape, options))
+            if options.gpu_layers == 0 or isinstance(reading, NoDevice):
+                return Price(facts.off_card(options), overhead_bytes=0)
+            key = Key(facts.fingerprint, options, build, card)
+            return ledger.price(key, facts.on_card(options), pool_bytes(facts.shape, options))
 
         return Demand(
             service=service,
@@ -145,10 +152,9 @@ class Sizing:
         `at_most_bytes`: what services that ran out of memory must stay below.
         """
         services = tuple(services)
-        device = reading if isinstance(reading, Device) else None
         flaws, at_most = self.flaws(services), at_most_bytes or {}
         demands = [
-            self.demand(name, at_most.get(name), device=device)
+            self.demand(name, at_most.get(name), reading=reading)
             for name in self.models(services)
             if name not in flaws
         ]
@@ -168,7 +174,7 @@ class Sizing:
     def _build(self, spec: LlamaServer) -> str:
         """The build of its engine; empty where it is not installed or was never asked."""
         try:
-            known = engine.look(binaries.llama_server(spec.binary, self._environ))
+            known = engine.look(binaries.llama_server(spec.binary, self._environ), self._engines)
         except LaunchError:
             return ""
         return "" if known is None else known.build

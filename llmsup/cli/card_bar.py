@@ -72,12 +72,17 @@ def mib(size_bytes: int) -> str:
 
 
 def _parts(plan: Plan) -> list[Part]:
-    """The card from left to right. Where a plan does not fit, it is as long as it would be."""
+    """The card from left to right; what was refused is not on it."""
     budget = plan.budget
     if budget is None:
         return []
     looks = zip(cycle(_FILLS), cycle(_COLOURS), strict=False)
-    on_card = [each for each in plan.placements if each.price.device_bytes > 0]
+    on_card = [
+        each
+        for each in plan.placements
+        if each.price.device_bytes > 0 and each.service not in plan.refused
+    ]
+    left_bytes = budget.usable_bytes - sum(each.price.device_bytes for each in on_card)
     models = [
         Part(each.service, each.price.device_bytes, *look)
         for each, look in zip(on_card, looks, strict=False)
@@ -86,7 +91,7 @@ def _parts(plan: Plan) -> list[Part]:
     rule = "headroom" if kept_bytes <= budget.headroom_bytes else "above the ceiling"
     return [
         *models,
-        Part("left", plan.left_bytes, "░"),
+        Part("left", left_bytes, "░"),
         Part("reserved", budget.reserved_bytes, "▒"),
         Part(rule, kept_bytes, "▒"),
         Part("other programs", budget.total_bytes - budget.free_bytes, "·"),

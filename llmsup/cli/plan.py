@@ -23,10 +23,6 @@ from llmsup.units import wanted
 
 MIB = 2**20
 WHAT_IF_NAME = "a card"
-REFUSED_HINT = (
-    "fewer gpu_layers, a shorter ctx_size, a cache_type of q8_0, or `degrade`, which lets the plan "
-    "choose them"
-)
 
 
 def plan(
@@ -47,7 +43,7 @@ def plan(
     status = _status(home)
     loaded, missing = _looked(source, overrides, home, status)
     services = wanted(loaded.profile)
-    sizing = Sizing(loaded.profile, os.environ, lambda: ledger.load(home.ledger))
+    sizing = Sizing(loaded.profile, os.environ, lambda: ledger.load(home.ledger), home.engines)
     flaws = _flaws(sizing, services, missing)
     if missing is not None and len(flaws) == len(sizing.models(services)):
         raise missing
@@ -63,7 +59,7 @@ def plan(
         _show(made, is_verbose=is_verbose)
     errors = [made.refusal, *flaws.values()]
     if any(errors):
-        hint = REFUSED_HINT if made.refusal else _hint(sizing.flaws(services), missing)
+        hint = made.hint if made.refusal else _hint(sizing.flaws(services), missing)
         raise LlmsupError("\n".join(filter(None, errors)), hint=hint)
 
 

@@ -13,6 +13,7 @@ from llmsup.core.sizes import Basis
 WORDS_WIDTH = 100
 MODEL_MIN_WIDTH = 12
 _BOLD = "1"
+_RED = "31"
 _YELLOW = "33"
 _ASCII = str.maketrans({"█": "#", "▓": "=", "░": ".", "▒": "-", "·": "|", "×": "x", "…": "~"})
 
@@ -96,7 +97,11 @@ def _table(plan: Plan, width: int | None, colour: bool) -> list[str]:
         [columns[column] for column in shown],
         [tuple(cut(row[column], limits.get(column)) for column in shown) for row in rows],
     )
-    lines[0] = painted(lines[0], _BOLD if colour else "")
+    if colour:
+        lines[0] = painted(lines[0], _BOLD)
+        for position, each in enumerate(plan.placements, start=1):
+            if each.service in plan.refused:
+                lines[position] = painted(lines[position], _RED)
     return lines
 
 

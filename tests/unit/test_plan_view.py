@@ -148,13 +148,17 @@ def test_verbose_says_what_an_estimate_consists_of() -> None:
     )
 
 
-def test_a_plan_that_does_not_fit_is_drawn_without_room_to_spare() -> None:
-    too_much = Plan((CHAT, replace(CODE, price=price(5000, 100, 190, 130))), CARD, "too much")
+def test_what_was_refused_is_in_the_table_and_not_on_the_card() -> None:
+    refused = replace(CODE, price=price(5000, 100, 190, 130))
+    plan = Plan((CHAT, refused), CARD, "too much", hint="less", refused=("code",))
 
-    _, bar, legend, *_ = plan_view.text(too_much, width=80).splitlines()
+    _, bar, legend, *rest = plan_view.text(plan, width=80).splitlines()
 
     assert len(bar) == 80
-    assert "left" not in legend
+    assert "code" not in legend
+    assert "░ left 3346" in legend
+    assert any(line.startswith("code ") and " 5420 " in line for line in rest)
+    assert "\x1b[31mcode " in plan_view.text(plan, colour=True)
 
 
 def test_text_of_files_cannot_upset_the_terminal() -> None:
