@@ -37,10 +37,13 @@ class _Facts:
     shape: ModelShape
     companions: tuple[Companion, ...]
 
-    def estimate(self, options: Options) -> Estimate:
-        alone = (
-            estimate(self.shape, options) if options.gpu_layers else off_card(self.shape, options)
-        )
+    def on_card(self, options: Options) -> Estimate:
+        alone = estimate(self.shape, options)
+        return accompanied(alone, options, self.shape.layers, self.companions)
+
+    def off_card(self, options: Options) -> Estimate:
+        options = replace(options, gpu_layers=0)
+        alone = off_card(self.shape, options)
         return accompanied(alone, options, self.shape.layers, self.companions)
 
     def buffers_at_least(self, options: Options) -> int:
