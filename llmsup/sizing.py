@@ -7,6 +7,7 @@ no card is read here: the caller hands in its reading.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from operator import is_
 from pathlib import Path
 
 from llmsup.config.schema import LlamaServer, Profile
@@ -14,6 +15,7 @@ from llmsup.core import offload
 from llmsup.core.companions import Companion, accompanied, companion_of, companions_at_least
 from llmsup.core.device import Device, NoDevice, Reading
 from llmsup.core.estimate import buffers_at_least, estimate, off_card, pool_bytes
+from llmsup.core.gguf import Model
 from llmsup.core.ledger import Key, Ledger
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Degrade, Demand, Plan, Price
@@ -33,6 +35,7 @@ WSL_HEADROOM_SHARE = 0.04
 class _Facts:
     """What the files of one service tell."""
 
+    models: tuple[Model, ...]
     fingerprint: str
     shape: ModelShape
     companions: tuple[Companion, ...]
@@ -71,6 +74,7 @@ class Sizing:
         self._environ = environ
         self._ledger = ledger
         self._engines = engines
+        self._facts: dict[str, _Facts] = {}
 
     def models(self, services: Iterable[str]) -> tuple[str, ...]:
         """Those of `services` that have a model of their own."""
@@ -86,7 +90,7 @@ class Sizing:
         the header of one of its files cannot be read.
         """
         spec = self._server(service)
-        facts = _facts(spec)
+        facts = self._read(service)
         ledger, build = self._ledger(), self._build(spec)
         card = reading.name if isinstance(reading, Device) else ""
 
@@ -118,7 +122,7 @@ class Sizing:
         found = {}
         for name in self.models(services):
             try:
-                _facts(self._server(name))
+                self._read(name)
             except ModelFileError as error:
                 found[name] = error
         return found
@@ -168,6 +172,22 @@ class Sizing:
         )
         return offload.plan(budget, demands)
 
+    def _read(self, service: str) -> _Facts:
+        """What its files tell; what was made of them is kept while they are the same."""
+        spec, known = self._server(service), self._facts.get(service)
+        path = Path(spec.model)
+        if not path.is_absolute():  # as the profile has it: it was not found when that was loaded
+            raise ModelFileError(Flaw.MISSING, f"there is no {spec.model} in models.dirs")
+        # Relative ones stand below "/", where daemons live.
+        companions = [Path("/", each) for each in llama_options.extra_files(spec)]
+        models = tuple(gguf.look(each) for each in (path, *companions))
+        if known is not None and all(map(is_, known.models, models)):
+            return known
+        model, *others = models
+        facts = _Facts(models, "", shape_of(model), tuple(map(companion_of, others)))
+        self._facts[service] = facts
+        return facts
+
     def _server(self, service: str) -> LlamaServer:
         spec = self._profile.service[service]
         if not isinstance(spec, LlamaServer):
@@ -188,14 +208,3 @@ def default_headroom_bytes(total_bytes: int, *, is_wsl: bool) -> int:
     if not is_wsl:
         return HEADROOM_BYTES
     return max(HEADROOM_BYTES, int(total_bytes * WSL_HEADROOM_SHARE))
-
-
-def _facts(spec: LlamaServer) -> _Facts:
-    """Raises ModelFileError."""
-    path = Path(spec.model)
-    if not path.is_absolute():  # as the profile has it: it was not found when that was loaded
-        raise ModelFileError(Flaw.MISSING, f"there is no {spec.model} in models.dirs")
-    # Relative ones stand below "/", where daemons live.
-    companions = [Path("/", each) for each in llama_options.extra_files(spec)]
-    model, *others = (gguf.look(each) for each in (path, *companions))
-    return _Facts(fingerprint(model, *others), shape_of(model), tuple(map(companion_of, others)))

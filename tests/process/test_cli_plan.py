@@ -21,7 +21,6 @@ SERVICE_KEYS = [
 ]  # fmt: skip
 LAPTOP = ("--total", "6141", "--free", "5800")
 DUAL = """
-mode = "dual"
 [gpu]
 ceiling = "100%"
 headroom = "256MiB"
@@ -211,7 +210,14 @@ def test_a_free_of_more_than_the_real_card_has(dual: Home, cards: StubCards) -> 
 def test_a_plan_that_cannot_work_is_refused_with_the_arithmetic(dual: Home) -> None:
     """Given a number of layers that the profile insists on, no plan makes it smaller."""
     result = dual.cli(
-        "plan", str(dual.profile), *LAPTOP, "--set", "service.code.gpu_layers=all", "--json"
+        "plan",
+        str(dual.profile),
+        "--json",
+        *LAPTOP,
+        "--set",
+        "service.chat.gpu_layers=all",
+        "--set",
+        "service.code.gpu_layers=all",
     )
 
     assert result.returncode == 1
