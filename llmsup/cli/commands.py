@@ -182,12 +182,17 @@ def plan(
     *,
     total_bytes: Annotated[
         int | None,
-        typer.Option("--total", parser=_mebibytes, metavar="MIB", help="Of a card so large."),
+        typer.Option(
+            "--total", parser=_mebibytes, metavar="MIB", help="Suppose a card of so much."
+        ),
     ] = None,
     free_bytes: Annotated[
         int | None,
         typer.Option(
-            "--free", parser=_mebibytes, metavar="MIB", help="So much of it free. Default: all."
+            "--free",
+            parser=_mebibytes,
+            metavar="MIB",
+            help="Suppose so much of it free. Default: all of --total.",
         ),
     ] = None,
     overrides: Overrides = None,

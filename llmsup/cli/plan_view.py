@@ -46,7 +46,8 @@ def text(
     blocks = [_card(plan, width, colour)]
     if plan.placements:
         blocks.append(_table(plan, width, colour))
-        blocks.append(_wrapped(list(_reasons(plan)), words_width))
+        if plan.budget is not None:
+            blocks.append(_wrapped(list(_reasons(plan)), words_width))
     if notes := [f"note: {note}" for note in _notes(plan)]:
         blocks.append(_wrapped(notes, words_width))
     if is_verbose:
@@ -126,13 +127,17 @@ def _row(each: Placement, *, has_card: bool) -> Row:
         f"{options.n_cpu_moe} on host" if options.n_cpu_moe else "-",
         context(options),
         "/".join(types),
-        mib(sizes.weights_bytes),
-        mib(sizes.kv_cache_bytes),
-        mib(sizes.compute_bytes),
-        mib(price.overhead_bytes),
-        mib(total_bytes),
-        mib(price.estimate.host.total_bytes),
+        _mib(sizes.weights_bytes),
+        _mib(sizes.kv_cache_bytes),
+        _mib(sizes.compute_bytes),
+        _mib(price.overhead_bytes),
+        _mib(total_bytes),
+        _mib(price.estimate.host.total_bytes),
     )
+
+
+def _mib(size_bytes: int) -> str:
+    return mib(size_bytes) if size_bytes else "-"
 
 
 def _reasons(plan: Plan) -> Iterator[str]:

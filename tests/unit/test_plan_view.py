@@ -93,7 +93,7 @@ def test_without_a_card_the_table_is_of_the_host() -> None:
         "no GPU: no NVIDIA driver is installed; everything runs on the CPU\n"
         "\n"
         "SERVICE    MODEL  CONTEXT  CACHE  WEIGHTS  KV  COMPUTE  TOTAL\n"
-        "embedding  nomic     2048  f16        140   0        0    140"
+        "embedding  nomic     2048  f16        140   -        -    140"
     )
 
 
