@@ -120,7 +120,8 @@ def everything(demand: Demand) -> list[tuple[Options, int]]:
             taken = demand.price(options).device_bytes
         except ValueError:
             continue
-        if demand.at_most_bytes is None or taken < demand.at_most_bytes:
+        is_allowed = demand.at_most_bytes is None or taken < demand.at_most_bytes
+        if is_allowed or not count:
             found.append((options, taken))
     if is_free:
         found.append((replace(asked, gpu_layers=0, n_cpu_moe=0), 0))

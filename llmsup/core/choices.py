@@ -6,9 +6,10 @@ both of them. That picks the next question and nothing else: what is chosen was 
 that a wrong guess may cost a layer and never the card.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 
 from llmsup.core.ladder import Step, degraded, is_required, steps
 from llmsup.core.options import Options
@@ -47,7 +48,7 @@ class Choices:
         self.is_required = is_required(demand)
         self._prices: dict[Options, Price | None] = {}
         self._asked: dict[tuple[int, int], Choice] = {}
-        self._gaps: dict[int, dict[int, int]] = {}  # of a rung, by step
+        self._gaps: dict[int, dict[int, int | None]] = {}  # of a rung, by step
         self._bounds: dict[tuple[int, int], int] = {}
         self.trouble = ""  # what the engine would refuse, if anything
 
@@ -70,20 +71,26 @@ class Choices:
         return tuple(rungs)
 
     @cached_property
-    def least(self) -> Choice | None:
-        """The cheapest that it would run with; None where it may not have any."""
-        found = None
-        for choice in self._cheap_ones():
-            if self._may_take(choice) and (
-                found is None or choice.device_bytes < found.device_bytes
-            ):
+    def cheapest(self) -> Choice | None:
+        """The cheapest, whatever it ran out of memory with; None where the engine refuses all."""
+        found: Choice | None = None
+        by_bound = sorted(self._keys(), key=lambda key: self.at_least(*key))
+        for key in by_bound[:PROBES]:
+            if found is not None and self.at_least(*key) >= found.device_bytes:
+                break
+            choice = self.at(*key)
+            if choice is not None and (found is None or choice.device_bytes < found.device_bytes):
                 found = choice
         return found
 
     @property
-    def cheapest(self) -> Choice | None:
-        """The cheapest, no matter what it ran out of memory with; None if all are refused."""
-        return min(self._cheap_ones(), key=lambda each: each.device_bytes, default=None)
+    def least(self) -> Choice | None:
+        """The least that it would run with; None where it may not have even that."""
+        most_bytes = self.demand.at_most_bytes
+        least = self.cheapest
+        if least is None or most_bytes is None or least.options.gpu_layers == 0:
+            return least
+        return least if least.device_bytes < most_bytes else None
 
     def best(self, room_bytes: int) -> Choice:
         """The best that takes no more than `room_bytes`; LookupError where there is none.
@@ -95,8 +102,8 @@ class Choices:
             room_bytes = max(0, min(room_bytes, self.demand.at_most_bytes - 1))
         reached = self._climb(0, -1, room_bytes)
         if reached < self.top:
-            for rung in range(1, len(self.rungs)):
-                reached = self._climb(rung, reached, room_bytes)
+            if len(self.rungs) > 1:
+                self._give(reached, room_bytes)
             self._check_guesses(room_bytes)
         best = self._best_known(room_bytes)
         while best is not None and best.step < self.top:
@@ -119,11 +126,13 @@ class Choices:
         if (step, rung) not in self._asked:
             options = self._options(step, self._rung(rung))
             price = self._price(options)
+            gaps = self._gaps.setdefault(rung, {})
+            gaps[step] = None
             if price is None:
                 return None
             self._asked[step, rung] = Choice(step, rung, options, price)
-            gap_bytes = price.device_bytes - self.at_least(step, rung)
-            self._gaps.setdefault(rung, {})[step] = gap_bytes
+            if options.gpu_layers:  # off the card there is none, which tells nothing of the others
+                gaps[step] = price.device_bytes - self.at_least(step, rung)
         return self._asked[step, rung]
 
     def at_least(self, step: int, rung: int) -> int:
@@ -150,48 +159,67 @@ class Choices:
                 self.trouble = str(error)
         return self._prices[options]
 
-    def _may_take(self, choice: Choice) -> bool:
-        most = self.demand.at_most_bytes
-        return most is None or choice.device_bytes < most or choice.options.gpu_layers == 0
-
     def _climb(self, rung: int, reached: int, room_bytes: int) -> int:
         """The best step above `reached` that fits on this rung, as far as the gaps tell."""
-        refused: set[int] = set()
+        reached = max(reached, -1 if rung == 0 or self.steps[0][0] else 0)
         while True:
-            for step in range(self.top, reached, -1):
-                if rung and self.steps[step][0] == 0:
-                    continue
-                known = self._asked.get((step, rung))
-                if known is not None:
-                    if known.device_bytes <= room_bytes:
-                        reached = step
-                        break
-                elif step not in refused and self._guess(step, rung) <= room_bytes:
-                    if self.at(step, rung) is None:
-                        refused.add(step)
-                    break
-            else:
+            fitting = (
+                choice.step
+                for choice in self._asked.values()
+                if choice.rung == rung and choice.device_bytes <= room_bytes
+            )
+            reached = max([reached, *fitting])
+            step = self._hopeful(rung, reached, room_bytes)
+            if step is None:
                 return reached
+            self.at(step, rung)
 
-    def _guess(self, step: int, rung: int) -> int:
-        gaps = self._gaps.get(rung, {})
-        above = min((each for each in gaps if each > step), default=None)
-        below = max((each for each in gaps if each < step), default=None)
-        beside = [gaps[each] for each in (above, below) if each is not None]
-        return self.at_least(step, rung) + min(beside, default=0)
+    def _hopeful(self, rung: int, reached: int, room_bytes: int) -> int | None:
+        """The best step above `reached` that may fit and was not asked for."""
+        gaps = self._gaps.setdefault(rung, {})
+        walls = [reached, *sorted(step for step in gaps if step > reached), self.top + 1]
+        for below, above in reversed(list(pairwise(walls))):
+            known = [gap for each in (below, above) if (gap := gaps.get(each)) is not None]
+            step = self._last_below(room_bytes - min(known, default=0), rung, below, above)
+            if step > below:
+                return step
+        return None
+
+    def _last_below(self, limit_bytes: int, rung: int, below: int, above: int) -> int:
+        """The last step between two whose bound is within a limit, or `below`."""
+        between = range(below + 1, above)
+        return below + bisect_right(between, limit_bytes, key=lambda at: self.at_least(at, rung))
+
+    def _give(self, reached: int, room_bytes: int) -> None:
+        """Look for steps above `reached` on the last rung, and for the mildest that keeps them."""
+        refused, fitting = 0, len(self.rungs) - 1
+        step = self._climb(fitting, reached, room_bytes)
+        if step == reached:
+            return
+        while fitting - refused > 1:
+            rung = (refused + fitting) // 2
+            choice = self.at(step, rung)
+            if choice is not None and choice.device_bytes <= room_bytes:
+                fitting = rung
+            else:
+                refused = rung
 
     def _check_guesses(self, room_bytes: int) -> None:
         """Ask for better choices that were passed over, the nearest ones, up to the allowance."""
         best = self._best_known(room_bytes)
+        at, rung_at = (0, len(self.rungs)) if best is None else (best.step, best.rung)
+        # The last rung is bound by the least: beyond its last step none of the others is possible.
+        beyond = self._last_below(room_bytes, len(self.rungs) - 1, at - 1, self.top + 1) + 1
         passed_over = (
-            key
-            for key in self._keys()
-            if key not in self._asked
-            and (best is None or (key[0], -key[1]) > best.rank)
-            and self.at_least(*key) <= room_bytes
+            (step, rung)
+            for step in range(at, beyond)
+            for rung in reversed(range(len(self.rungs) if step > at else rung_at))
+            if (step, rung) not in self._asked
+            and (rung == 0 or self.steps[step][0])
+            and self.at_least(step, rung) <= room_bytes
         )
-        for key in islice(passed_over, max(0, PROBES - len(self._prices))):
-            self.at(*key)
+        for step, rung in islice(passed_over, max(0, PROBES - len(self._prices))):
+            self.at(step, rung)
 
     def _keys(self) -> list[tuple[int, int]]:
         """Steps and rungs of all choices, the least preferred first."""
@@ -206,8 +234,3 @@ class Choices:
     def _best_known(self, room_bytes: int) -> Choice | None:
         fitting = (each for each in self._asked.values() if each.device_bytes <= room_bytes)
         return max(fitting, key=lambda each: each.rank, default=None)
-
-    def _cheap_ones(self) -> list[Choice]:
-        """The choices with the lowest bounds: the cheapest is expected among them."""
-        bounded = sorted(self._keys(), key=lambda key: self.at_least(*key))
-        return [each for key in bounded[: PROBES // 2] if (each := self.at(*key)) is not None]

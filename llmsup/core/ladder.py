@@ -50,7 +50,7 @@ def degraded(options: Options, what: Degrade, ctx_size_min: int) -> Iterator[Opt
             )
             if narrow != options:
                 yield narrow
-        case Degrade.UBATCH:
+        case Degrade.UBATCH if not options.pooled:  # there it is the longest text as well
             for ubatch in _UBATCHES:
                 if ubatch < options.ubatch:
                     yield replace(options, ubatch=ubatch)

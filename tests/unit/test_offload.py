@@ -195,6 +195,13 @@ def test_a_cache_that_the_engine_refuses_is_not_part_of_later_rungs() -> None:
     assert placement.options == Options(gpu_layers=11, ubatch=256)
 
 
+def test_a_text_to_embed_is_not_cut_shorter() -> None:
+    demand = SMALL.demand(degrade=(Degrade.UBATCH,))
+    demand = replace(demand, asked=replace(demand.asked, pooled=True))
+
+    assert only(plan(budget(1440), [demand])).options.ubatch == 512
+
+
 # Several services
 
 
@@ -414,7 +421,7 @@ def any_demand(draw: st.DrawFn, service: str, priority: int, *, required: bool) 
         (3 * options.gpu_layers + 5 * options.n_cpu_moe + options.ubatch // 128) % 7
     ]
     demand = model.demand(service, priority=priority)
-    if count <= 2 and draw(st.booleans()):
+    if len(everything(demand)) <= 3 and draw(st.booleans()):  # 1 + 2 * 3 choices then
         demand = replace(demand, degrade=(Degrade.UBATCH,))
     if draw(st.integers(0, 3)) == 0:
         demand = replace(demand, at_most_bytes=draw(st.integers(0, 1200)) * MIB)
@@ -473,8 +480,8 @@ def test_it_agrees_with_a_search_through_everything(demands: list[Demand], room_
         assert {each.service: each.options for each in made.placements} == best
 
 
-def rank(placement: Placement) -> tuple[int, int]:
-    return placement.options.gpu_layers, -placement.options.n_cpu_moe
+def rank(placement: Placement) -> tuple[int, int, int]:
+    return placement.options.gpu_layers, -placement.options.n_cpu_moe, placement.options.ubatch
 
 
 @settings(max_examples=300)
