@@ -23,6 +23,7 @@ class Part:
 
     label: str
     size_bytes: int
+    told: str
     fill: str
     colour: str = _DIM
 
@@ -43,7 +44,7 @@ def bar(plan: Plan, *, width: int | None, colour: bool) -> list[str]:
     drawn = "".join(paint(part.fill * count, part) for part, count in stretches)
     lines, used = [""], 0
     for part in parts:
-        words = f"{part.fill} {part.label} {mib(part.size_bytes)}"
+        words = f"{part.fill} {part.label} {part.told}"
         if used and used + len(GAP) + len(words) > room:
             lines.append("")
             used = 0
@@ -71,6 +72,16 @@ def mib(size_bytes: int) -> str:
     return f"{size_bytes / MIB:.0f}"
 
 
+def taken(size_bytes: int) -> str:
+    """The same of what something takes, rounded up, as the reasons of a plan have it."""
+    return str(-(-size_bytes // MIB))
+
+
+def free(size_bytes: int) -> str:
+    """The same of what is free, rounded down."""
+    return str(size_bytes // MIB)
+
+
 def _parts(plan: Plan) -> list[Part]:
     """The card from left to right; what was refused is not on it."""
     budget = plan.budget
@@ -84,15 +95,16 @@ def _parts(plan: Plan) -> list[Part]:
     ]
     left_bytes = budget.usable_bytes - sum(each.price.device_bytes for each in on_card)
     models = [
-        Part(each.service, each.price.device_bytes, *look)
+        Part(each.service, each.price.device_bytes, taken(each.price.device_bytes), *look)
         for each, look in zip(on_card, looks, strict=False)
     ]
     kept_bytes = budget.free_bytes - budget.usable_bytes - budget.reserved_bytes
+    others_bytes = budget.total_bytes - budget.free_bytes
     rule = "headroom" if kept_bytes <= budget.headroom_bytes else "above the ceiling"
     return [
         *models,
-        Part("left", left_bytes, "░"),
-        Part("reserved", budget.reserved_bytes, "▒"),
-        Part(rule, kept_bytes, "▒"),
-        Part("other programs", budget.total_bytes - budget.free_bytes, "·"),
+        Part("left", left_bytes, free(left_bytes), "░"),
+        Part("reserved", budget.reserved_bytes, taken(budget.reserved_bytes), "▒"),
+        Part(rule, kept_bytes, mib(kept_bytes), "▒"),
+        Part("other programs", others_bytes, mib(others_bytes), "·"),
     ]

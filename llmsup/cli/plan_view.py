@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from llmsup.cli.card_bar import bar, mib
+from llmsup.cli.card_bar import bar, free, mib, taken
 from llmsup.cli.render import cleaned, model_name
 from llmsup.cli.table import Column, Row, cut, fitted, painted, table
 from llmsup.core.options import Options
@@ -35,7 +35,7 @@ _SERVICE, _MODEL, _LAYERS, _EXPERTS, _CONTEXT, _CACHE = range(6)
 _WEIGHTS, _KV, _COMPUTE, _OVERHEAD, _TOTAL, _HOST = range(6, 12)
 _DISPENSABLE = (_OVERHEAD, _CACHE, _COMPUTE, _KV, _WEIGHTS, _HOST, _CONTEXT)
 """What a narrow terminal does without, in this order."""
-_ITEM_COLUMNS = (Column(""), Column("CARD", is_number=True), Column("HOST", is_number=True))
+_SIDES = (Column("CARD", is_number=True), Column("HOST", is_number=True))
 
 
 def text(
@@ -78,7 +78,7 @@ def _card(plan: Plan, width: int | None, colour: bool) -> list[str]:
 
 def _head(budget: Budget) -> str:
     name = cleaned(budget.device_name).removeprefix("NVIDIA ").removeprefix("GeForce ")
-    return f"{name} · {mib(budget.total_bytes)} MiB · {mib(budget.free_bytes)} free"
+    return f"{name} · {mib(budget.total_bytes)} MiB · {free(budget.free_bytes)} free"
 
 
 def _table(plan: Plan, width: int | None, colour: bool) -> list[str]:
@@ -131,7 +131,7 @@ def _row(each: Placement, *, has_card: bool) -> Row:
         _mib(sizes.kv_cache_bytes),
         _mib(sizes.compute_bytes),
         _mib(price.overhead_bytes),
-        _mib(total_bytes),
+        taken(total_bytes) if total_bytes else "-",
         _mib(price.estimate.host.total_bytes),
     )
 
@@ -165,10 +165,10 @@ def _breakdown(each: Placement, colour: bool) -> list[str]:
         rows.append(("  driver: context and pools", _tenths(price.overhead_bytes), "-"))
     host_bytes = price.estimate.host.total_bytes
     rows.append(("  total", _tenths(price.device_bytes), _tenths(host_bytes)))
-    head, *lines = table(_ITEM_COLUMNS, rows)
     basis = "as measured at a load before" if price.is_measured else "by estimate"
-    title = f"{each.service}, {basis}"
-    return [painted(title + head[len(title) :], _BOLD if colour else ""), *lines]
+    columns = (Column(f"{each.service}, {basis}"), *_SIDES)
+    head, *lines = table(columns, rows)
+    return [painted(head, _BOLD if colour else ""), *lines]
 
 
 def _tenths(size_bytes: int) -> str:

@@ -25,10 +25,10 @@ def test_two_models_on_a_laptop_card() -> None:
     assert plan_view.text(DUAL, width=80) == (
         "RTX 4050 Laptop GPU · 6141 MiB · 5800 free\n"
         "█████████████████████████████▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓░▒▒▒····\n"
-        "█ chat 2198  ▓ code 3314  ░ left 32  ▒ headroom 256  · other programs 341\n"
+        "█ chat 2199  ▓ code 3314  ░ left 31  ▒ headroom 256  · other programs 341\n"
         "\n"
         "SERVICE  MODEL               LAYERS  CONTEXT  WEIGHTS   KV  COMPUTE  TOTAL  HOST\n"
-        "chat     Qwen2.5-3B-Inst…  37 of 37     4096     1835  144       84   2198   243\n"
+        "chat     Qwen2.5-3B-Inst…  37 of 37     4096     1835  144       84   2199   243\n"
         "code     qwen2.5-coder-7…  19 of 29     8192     2815  153      190   3314  1650\n"
         "\n"
         "chat: all 37 layers\n"
@@ -65,7 +65,7 @@ def test_colours_change_no_column() -> None:
     coloured = plan_view.text(DUAL, width=80, colour=True)
 
     assert "\x1b[32m█████" in coloured
-    assert "\x1b[32m█\x1b[0m chat 2198" in coloured
+    assert "\x1b[32m█\x1b[0m chat 2199" in coloured
     for code in ("0", "1", "2", "32", "36"):
         coloured = coloured.replace(f"\x1b[{code}m", "")
     assert coloured == plain
@@ -156,7 +156,7 @@ def test_what_was_refused_is_in_the_table_and_not_on_the_card() -> None:
 
     assert len(bar) == 80
     assert "code" not in legend
-    assert "░ left 3346" in legend
+    assert "░ left 3345" in legend
     assert any(line.startswith("code ") and " 5420 " in line for line in rest)
     assert "\x1b[31mcode " in plan_view.text(plan, colour=True)
 
