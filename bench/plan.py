@@ -56,7 +56,8 @@ def main() -> int:
 
         def anew() -> Sizing:
             gguf.read.cache_clear()
-            estimates.forget()
+            estimates.estimate.cache_clear()
+            estimates.buffers_at_least.cache_clear()
             return Sizing(profile, os.environ, Ledger, Path(directory, "engines.json"))
 
         first, again = [], []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cards import MIB, StubCards
-from tests.fake_daemon import FakeStack, service, serving
+from tests.fake_daemon import FakeStack, held, service, serving
 from tests.home import LLMSUP, Home
 from tests.qwen_files import QWEN_3B, QWEN_7B, TINY, write_qwen
 
@@ -336,6 +336,14 @@ def test_what_our_own_services_hold_is_free_for_a_plan(dual: Home, cards: StubCa
     assert plan["services"][0]["ctx_size"] == 2048
     assert asked.stderr == ""
     assert json.loads(asked.stdout)["device"]["free_bytes"] == 5000 * MIB
+
+
+def test_a_daemon_that_does_not_answer_is_not_needed(dual: Home) -> None:
+    dual.paths.create()
+    with held(dual.paths.lock):
+        plan = planned(dual, *LAPTOP)
+
+    assert plan["fits"] is True
 
 
 def test_a_terminal_with_nothing_but_ascii(dual: Home) -> None:
