@@ -87,6 +87,11 @@ class CardGate:
         """Who has what of it, and who waits."""
         return self._leases
 
+    @property
+    def card(self) -> Reading:
+        """It as it was read last; of a driver that fails since, as it was before."""
+        return self._device or NoDevice(Absence.SILENT, "it was never read")
+
     def lease(self, service: str) -> Lease | None:
         """What a service has of it."""
         return self._leases.of(service)

@@ -89,6 +89,7 @@ class Keeper:
         self._process: Process | None = None
         self._inquest = Inquest(unit)
         self._timer: asyncio.TimerHandle | None = None
+        self.log_start: int | None = None  # of the process; that of an adopted one is not known
         self._attendants: set[asyncio.Task[None]] = set()
         self._sweeps: set[asyncio.Task[None]] = set()
         self._held_back: Event | None = None  # an exit that is told once its strays are gone
@@ -271,7 +272,7 @@ class Keeper:
         mark = self.unit.generation_mark(generation)
         process = Process.spawn(launch, log=self.unit.log, mark=mark)
         self._inquest.note_process(process.pid, offset)
-        self.port = self.unit.port
+        self.port, self.log_start = self.unit.port, offset
         self.post(events.Spawned(generation, process.pid))
         self._attend_to(process, generation, launch, offset)
 

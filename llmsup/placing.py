@@ -17,6 +17,7 @@ from llmsup.core.leases import Lease
 from llmsup.core.plan import Budget, Demand, Knob, Placement, Plan
 from llmsup.core.shrinking import Shrunk
 from llmsup.errors import LlmsupError, ModelFileError, NoRoomError
+from llmsup.services import llama_log
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +166,14 @@ class Placing:
         at_most = shrunk.at_most_bytes
         follows = f"next with at most {_mib(at_most)}" if at_most else "next on the CPU"
         return f"{words}; {follows}", True
+
+
+def short_bytes(lines: Sequence[str], lease: Lease) -> int | None:
+    """How much was missing, by the output of a process that ran out of memory."""
+    if lease.placement is None or lease.free_bytes is None:
+        return None
+    overhead_bytes = lease.placement.price.overhead_bytes
+    return llama_log.short_bytes(lines, overhead_bytes, lease.free_bytes)
 
 
 def planned(placement: Placement, free_bytes: int | None) -> str:

@@ -39,6 +39,7 @@ def service_info(
         "port": port,
         "model": unit.model,
         "gpu_layers": placement.options.gpu_layers if placement else unit.gpu_layers,
+        "layers": placement.layers if placement else None,
         "planned_bytes": lease.planned_bytes if lease and placement else None,
         "measured_bytes": lease.measured_bytes if lease else None,
         "restarts": service.restarts,

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from llmsup import __version__
 from llmsup.adoption import Remembering, Takeover, take_over
+from llmsup.bookkeeping import Books
 from llmsup.card_gate import CardGate
 from llmsup.card_news import CardNews
 from llmsup.card_watch import CardWatch
@@ -22,7 +23,7 @@ from llmsup.core import card, offload
 from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
-from llmsup.errors import LaunchError, LlmsupError, UsageError
+from llmsup.errors import LaunchError, LlmsupError, ModelFileError, UsageError
 from llmsup.evidence import Evidence
 from llmsup.gateway import Gateway
 from llmsup.host import memory
@@ -35,7 +36,7 @@ from llmsup.host.process import Found, Process, find
 from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.host.shortage import keep_watch
 from llmsup.inquest import Findings
-from llmsup.placing import Placing
+from llmsup.placing import Placing, short_bytes
 from llmsup.preflight import load_startable
 from llmsup.publication import Publication
 from llmsup.rolls import Rolls
@@ -78,6 +79,8 @@ class Stack:
         self._troubles = troubles
         self._journal = Journal(paths.events, troubles)
         self._news = CardNews(self._journal)
+        self._books = Books(paths.ledger, troubles)
+        self._sizing = Sizing(profile, environ, lambda: self._books.ledger, paths.engines)
         self._evidence = Evidence(
             paths.crashes,
             secrets=lambda: loaded.api_keys,
@@ -97,9 +100,10 @@ class Stack:
         units = build(profile, paths, environ, last_ports, lambda: self._card.is_busy)
         self._gate = CardGate(
             Nvml(profile.gpu.device).read,
-            Placing(Sizing(profile, environ, lambda: None, paths.engines), offload.plan),
+            Placing(self._sizing, offload.plan),
             {unit.name: unit.rank for unit in units if unit.uses_card},
             lambda: self._supervisor.services,
+            short_bytes=short_bytes,
             on_placed=self._news.note_placed,
             on_measured=self._note_measured,
             on_no_card=self._news.note_no_card,
@@ -455,6 +459,13 @@ class Stack:
     def _note_measured(self, lease: Lease) -> None:
         self._news.note_measured(lease)
         self._remembering.soon()
+        given, keeper = lease.placement, self._supervisor.keepers[lease.service]
+        if given is None or keeper.log_start is None or lease.measured_bytes is None:
+            return
+        with suppress(ModelFileError):  # the file has changed since: it is of another model now
+            key = self._sizing.key(lease.service, given.options, self._gate.card)
+            took_bytes, log = lease.measured_bytes, keeper.unit.log
+            self._books.enter(key, given.price, took_bytes, log, keeper.log_start)
 
     def _measured_bytes(self, name: str) -> int | None:
         lease = self._gate.lease(name)
