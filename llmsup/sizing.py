@@ -184,7 +184,9 @@ class Sizing:
         if known is not None and all(map(is_, known.models, models)):
             return known
         model, *others = models
-        facts = _Facts(models, fingerprint(model), shape_of(model), tuple(map(companion_of, others)))
+        facts = _Facts(
+            models, fingerprint(model), shape_of(model), tuple(map(companion_of, others))
+        )
         self._facts[service] = facts
         return facts
 
