@@ -12,9 +12,9 @@ from typing import Protocol
 from llmsup.core import grant, shrinking
 from llmsup.core.conforming import conforms
 from llmsup.core.device import Device, NoDevice, Reading
-from llmsup.core.grant import UNPLANNED, Grant
+from llmsup.core.grant import Grant
 from llmsup.core.leases import Lease
-from llmsup.core.plan import Budget, Demand, Knob, Placement, Plan
+from llmsup.core.plan import Budget, Demand, Placement, Plan
 from llmsup.core.shrinking import Shrunk
 from llmsup.errors import LlmsupError, ModelFileError, NoRoomError
 from llmsup.services import llama_log
@@ -73,7 +73,7 @@ class Placing:
     def __init__(self, sizer: Sizer, plan: Planner) -> None:
         self._sizer = sizer
         self._plan = plan
-        self._knobs: dict[str, frozenset[Knob]] = {}
+        self._may_shrink: dict[str, bool] = {}
         self._shrunk: dict[str, Shrunk] = {}
 
     def place(self, name: str, others: Sequence[str], reading: Reading) -> Placement | None:
@@ -103,7 +103,8 @@ class Placing:
         refusal = self._plan(budget, [demand], "").refusal
         if refusal:
             empty = self._sizer.budget(_empty(reading))
-            is_hopeless = bool(self._plan(empty, [demand], "").refusal)
+            unbounded = replace(demand, at_most_bytes=None)
+            is_hopeless = bool(self._plan(empty, [unbounded], "").refusal)
             raise NoRoomError(refusal, permanent=is_hopeless, shortage=not is_hopeless)
 
     def _compatible(self, budget: Budget, demands: Sequence[Demand]) -> list[Demand]:
@@ -122,24 +123,28 @@ class Placing:
             shrunk = None
         at_most_bytes = shrunk.at_most_bytes if shrunk else None
         demand = self._sizer.demand(service, at_most_bytes, reading=reading)
-        self._knobs[service] = demand.knobs
+        self._note_knobs(demand)
         return demand
 
     def recall(self, service: str, written: str, card: Device | None) -> tuple[Grant, bool]:
         """What a live process was given, and whether it could be given it now."""
-        found = grant.read(written)
-        if found is None:
-            return UNPLANNED, True
-        options, device = found
+        options, device = grant.read(written)
+        if options is None:
+            return Grant(None, device), True
         try:
             demand = self._sizer.demand(service, reading=card)
         except ModelFileError:
-            return UNPLANNED, False
-        self._knobs[service] = demand.knobs
+            return Grant(None, device), False
+        self._note_knobs(demand)
         price, why = demand.price(options), "as an earlier daemon placed it"
         placement = Placement(service, demand.model, demand.layers, options, price, why)
         is_same_card = card is None or device == card.uuid
         return Grant(placement, device), is_same_card and conforms(options, demand)
+
+    def _note_knobs(self, demand: Demand) -> None:
+        """Whether a plan could give it less than it has; see `core.ladder`."""
+        may_choose = bool(demand.knobs) and not demand.pinned
+        self._may_shrink[demand.service] = may_choose or bool(demand.degrade)
 
     def ran_out(self, service: str) -> bool:
         """Whether it ran out of memory, and has not loaded since."""
@@ -161,7 +166,7 @@ class Placing:
         )
         self._shrunk[service] = shrunk
         words = f"it had {planned(placement, lease.free_bytes)}"
-        if not self._knobs.get(service):
+        if not self._may_shrink.get(service):
             return f"{words}, and its profile allows no smaller plan", False
         at_most = shrunk.at_most_bytes
         follows = f"next with at most {_mib(at_most)}" if at_most else "next on the CPU"

@@ -209,6 +209,24 @@ def test_a_fixed_number_of_layers_that_does_not_fit_is_refused_with_the_arithmet
     assert layers(home, "chat") == LAYERS + 1
 
 
+def test_a_fixed_number_of_layers_that_ran_out_waits_for_more_room(
+    home: Home, cards: StubCards
+) -> None:
+    """Given a load that fits by all figures and still runs out, it is not tried again and again."""
+    set_free(cards, 3000)
+    profile(home, {"chat": {"gpu_layers": 5, "env": {"RUNS_OUT_ABOVE": "0"}}})
+    assert home.cli("start", str(home.profile)).returncode == 1
+
+    chat = home.wait_state("chat", "failed")
+    assert "tried again once there is room" in chat["why"]
+    (death,) = [each for each in home.events() if each["event"] == "death"]
+    assert "its profile allows no smaller plan" in death["why"]
+    assert len(plans(home, "chat")) == 1
+
+    set_free(cards, 5900)
+    wait_until(lambda: len(plans(home, "chat")) > 1, "another try")
+
+
 def test_a_card_smaller_than_everything_serves_from_the_cpu(home: Home, cards: StubCards) -> None:
     profile(home, {"chat": {}, "code": {}})
     set_free(cards, 100)
