@@ -88,6 +88,7 @@ def test_a_small_card_is_filled_by_rank_and_nobody_runs_out(home: Home, card: St
     assert chat["gpu_layers"] == SMOLLM2_LAYERS or code["gpu_layers"] == 0
 
 
+@pytest.mark.timeout(500)
 def test_whatever_the_card_has_left_both_come_up_and_nobody_runs_out(
     home: Home, card: StandIn
 ) -> None:
