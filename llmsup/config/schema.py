@@ -30,10 +30,8 @@ Period = Annotated[
 ]
 
 Headroom = Annotated[
-    int,
+    Annotated[int, Meta(ge=0, le=2**40)] | None,
     Meta(
-        ge=0,
-        le=2**40,
         extra={"unit": "size"},
         description='a size of at most 1TiB with a unit, such as "256MiB"',
     ),
@@ -231,11 +229,14 @@ class Models(Table, frozen=True):
 
 
 class Gpu(Table, frozen=True):
-    """The card, and how much of it may be used. `ceiling` is for all programs together."""
+    """The card, and how much of it may be used. `ceiling` is for all programs together.
+
+    `headroom_bytes`: None leaves it to `sizing`, which looks at the machine.
+    """
 
     device: CardIndex | CardUuid = 0
     ceiling: Ceiling = Share(percent=95)
-    headroom_bytes: Headroom = field(default=256 * 1024 * 1024, name="headroom")
+    headroom_bytes: Headroom = field(default=None, name="headroom")
     rebalance: Literal["off", "shrink", "auto"] = "shrink"
 
 
