@@ -7,20 +7,18 @@ turn outlives its process. One task decides (`keep`); whoever asks gets a future
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-from llmsup.core import grant, leases, shrinking
-from llmsup.core.conforming import conforms
+from llmsup.core import leases
 from llmsup.core.device import Absence, Device, NoDevice, Reading
-from llmsup.core.grant import UNPLANNED, Grant
+from llmsup.core.grant import Grant
 from llmsup.core.leases import Lease, Leases, Rank, Standing
-from llmsup.core.plan import Budget, Demand, Knob, Placement, Plan
+from llmsup.core.plan import Placement
 from llmsup.core.service import ALIVE, Service, State, Want
-from llmsup.core.shrinking import Shrunk
-from llmsup.errors import LaunchError, LlmsupError, ModelFileError, NoRoomError
+from llmsup.errors import LaunchError, LlmsupError, NoRoomError
+from llmsup.placing import Placed, Placing
 
 log = logging.getLogger(__name__)
 
@@ -35,51 +33,6 @@ ROOM_MIN_BYTES = 16 * 2**20
 """So much more has to be free before a service that was refused is tried again."""
 
 MAY_PASS = frozenset({Absence.SILENT, Absence.ERROR, Absence.UNBELIEVABLE})
-
-
-class Sizer(Protocol):
-    """Knows what services ask of the card and what there is; see `Sizing`."""
-
-    def demand(
-        self, service: str, at_most_bytes: int | None = None, *, reading: Reading | None = None
-    ) -> Demand:
-        """What a service asks of the card that was read. Raises ModelFileError."""
-        ...
-
-    def budget(
-        self, device: Device, *, reserved_bytes: int = 0, coming_back_bytes: int = 0
-    ) -> Budget:
-        """What there is for services on the card as it was read."""
-        ...
-
-
-Planner = Callable[[Budget | None, Iterable[Demand], str], Plan]
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A plan was made for one generation of a service, with so much free (None: not known).
-
-    `before`: its last one, under this daemon. `ran_out`: that one's process ran out of memory.
-    """
-
-    placement: Placement
-    generation: int
-    free_bytes: int | None = None
-    before: Placement | None = None
-    ran_out: bool = False
-
-    @property
-    def why(self) -> str:
-        """What it was given and why, in words."""
-        given = self.placement
-        words = given.reason
-        if given.options.gpu_layers:
-            words = f"{_planned(given, self.free_bytes)}: {words}"
-        if self.ran_out and self.before is not None:
-            change = f"{self.before.options.gpu_layers} → {given.options.gpu_layers} layers"
-            words = f"{change} after it ran out of memory; {words}"
-        return words
 
 
 @dataclass
@@ -100,8 +53,7 @@ class CardGate:
     def __init__(
         self,
         read: Callable[[], Awaitable[Reading]],
-        sizer: Sizer,
-        plan: Planner,
+        placing: Placing,
         users: Mapping[str, Rank],
         services: Callable[[], Mapping[str, Service]],
         *,
@@ -112,8 +64,7 @@ class CardGate:
         retry: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._read = read
-        self._sizer = sizer
-        self._plan = plan
+        self._placing = placing
         self._users = users
         self._services = services
         self._short_bytes = short_bytes
@@ -125,8 +76,6 @@ class CardGate:
         self._askers: dict[str, _Asker] = {}
         self._last_placed: dict[str, Placed] = {}
         self._ended: dict[str, Lease] = {}
-        self._knobs: dict[str, frozenset[Knob]] = {}
-        self._shrunk: dict[str, Shrunk] = {}
         self._bounds: dict[str, int] = {}  # of the next plan, and only of that
         self._refused: dict[str, int] = {}  # what was free at that time
         self._no_card = ""
@@ -138,6 +87,11 @@ class CardGate:
     def leases(self) -> Leases:
         """Who has what of it, and who waits."""
         return self._leases
+
+    @property
+    def card(self) -> Reading:
+        """It as it was read last; of a driver that fails since, as it was before."""
+        return self._device or NoDevice(Absence.SILENT, "it was never read")
 
     def lease(self, service: str) -> Lease | None:
         """What a service has of it."""
@@ -183,19 +137,7 @@ class CardGate:
 
     def recall(self, service: str, written: str) -> tuple[Grant, bool]:
         """What a live process was given, and whether it could be given it now."""
-        found = grant.read(written)
-        if found is None:
-            return UNPLANNED, True
-        options, device = found
-        try:
-            demand = self._sizer.demand(service, reading=self._device)
-        except ModelFileError:
-            return UNPLANNED, False
-        self._knobs[service] = demand.knobs
-        price, why = demand.price(options), "as an earlier daemon placed it"
-        placement = Placement(service, demand.model, demand.layers, options, price, why)
-        is_same_card = self._device is None or device == self._device.uuid
-        return Grant(placement, device), is_same_card and conforms(options, demand)
+        return self._placing.recall(service, written, self._device)
 
     def adopt(
         self, service: str, generation: int, grant: Grant, measured_bytes: int | None
@@ -232,15 +174,7 @@ class CardGate:
         if lease is None or lease.placement is None or lease.planned_bytes == 0:
             return "", False
         short_bytes = self._short_bytes(lines, lease)
-        self._shrunk[service] = shrinking.shrink(
-            self._shrunk.get(service), lease.planned_bytes, lease.free_bytes, short_bytes
-        )
-        words = f"it had {_planned(lease.placement, lease.free_bytes)}"
-        if not self._knobs.get(service):
-            return f"{words}, and its profile allows no smaller plan", False
-        at_most = self._shrunk[service].at_most_bytes
-        follows = f"next with at most {_mib(at_most)}" if at_most else "next on the CPU"
-        return f"{words}; {follows}", True
+        return self._placing.note_out_of_memory(lease, lease.placement, short_bytes)
 
     def bound_next(self, service: str, at_most_bytes: int) -> None:
         """The next plan of a service, and only that, takes at most so much."""
@@ -255,7 +189,7 @@ class CardGate:
         free_bytes = device.free_bytes + (0 if lease is None else lease.bytes)
         without = replace(device, free_bytes=min(free_bytes, device.total_bytes))
         try:
-            return await asyncio.to_thread(self._placed, service, (), without)
+            return await asyncio.to_thread(self._placing.place, service, (), without)
         except LlmsupError:
             return None
 
@@ -307,7 +241,9 @@ class CardGate:
         self._change(self._leases.granted(name, free_bytes))
         others = [each for each in self._users if each != name and self._is_to_come(each)]
         try:
-            placement = await asyncio.to_thread(self._placed, name, others, reading)
+            placement = await asyncio.to_thread(
+                self._placing.place, name, others, reading, self._bounds.get(name)
+            )
         except LlmsupError as error:
             self._refuse(lease, error, free_bytes)
             return
@@ -323,53 +259,6 @@ class CardGate:
             self._tell_placed(placement, lease.generation, free_bytes)
         device = reading.uuid if isinstance(reading, Device) else None
         asker.answer.set_result(Grant(placement, device))
-
-    def _placed(self, name: str, others: Sequence[str], reading: Reading) -> Placement | None:
-        """The plan of one service that leaves those `others` what is theirs. In a thread."""
-        try:
-            own = self._demand(name, reading)
-        except ModelFileError:
-            return None  # the engine may know more of the file than we do
-        if isinstance(reading, NoDevice):
-            return self._plan(None, [own], reading.reason).of(name)
-        demands = [own]
-        for each in others:
-            with suppress(LlmsupError):  # its needs are not known: nothing is kept for it
-                demands.append(self._demand(each, reading))
-        budget = self._sizer.budget(reading)
-        plan = self._plan(budget, demands, "")
-        if plan.refusal:
-            self._require_room(own, budget, reading)
-            plan = self._plan(budget, self._compatible(budget, demands), "")
-        return plan.of(name)
-
-    def _require_room(self, demand: Demand, budget: Budget, reading: Device) -> None:
-        """Raise NoRoomError where there is none even with nobody else to keep some for."""
-        refusal = self._plan(budget, [demand], "").refusal
-        if refusal:
-            empty = self._sizer.budget(_empty(reading))
-            is_hopeless = bool(self._plan(empty, [demand], "").refusal)
-            raise NoRoomError(refusal, permanent=is_hopeless, shortage=not is_hopeless)
-
-    def _compatible(self, budget: Budget, demands: Sequence[Demand]) -> list[Demand]:
-        """The first, and of the others, in order, those that leave a plan possible."""
-        chosen = [demands[0]]
-        for each in demands[1:]:
-            if not self._plan(budget, [*chosen, each], "").refusal:
-                chosen.append(each)
-        return chosen
-
-    def _demand(self, service: str, reading: Reading) -> Demand:
-        free_bytes = reading.free_bytes if isinstance(reading, Device) else None
-        shrunk = self._shrunk.get(service)
-        if shrunk is not None and not shrunk.still_holds(free_bytes):
-            del self._shrunk[service]
-            shrunk = None
-        bounds = [self._bounds.get(service), shrunk.at_most_bytes if shrunk else None]
-        at_most_bytes = min((each for each in bounds if each is not None), default=None)
-        demand = self._sizer.demand(service, at_most_bytes, reading=reading)
-        self._knobs[service] = demand.knobs
-        return demand
 
     def _is_to_come(self, service: str) -> bool:
         """Whether it is wanted, and will ask for its part of the card."""
@@ -392,8 +281,7 @@ class CardGate:
             await asyncio.sleep(SETTLE_LOOK_S)
         self._change(self._leases.settled(lease.service, now))
         settled = self._leases.of(lease.service)
-        if lease.service in self._shrunk:
-            self._shrunk[lease.service] = shrinking.loaded(self._shrunk[lease.service])
+        self._placing.note_loaded(lease.service)
         if is_still and settled is not None and settled.measured_bytes is not None:
             self._on_measured(settled)
 
@@ -440,7 +328,6 @@ class CardGate:
     def _tell_placed(self, placement: Placement, generation: int, free_bytes: int | None) -> None:
         name = placement.service
         last = self._last_placed.get(name)
-        shrunk = self._shrunk.get(name)
         self._refused.pop(name, None)
         self._bounds.pop(name, None)
         self._last_placed[name] = Placed(
@@ -448,7 +335,7 @@ class CardGate:
             generation,
             free_bytes,
             before=last.placement if last else None,
-            ran_out=bool(shrunk and shrunk.steps),
+            ran_out=self._placing.ran_out(name),
         )
         self._on_placed(self._last_placed[name])
 
@@ -474,18 +361,3 @@ class CardGate:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _planned(placement: Placement, free_bytes: int | None) -> str:
-    layers = f"{placement.options.gpu_layers} of {placement.layers} layers"
-    free = "" if free_bytes is None else f" of {_mib(free_bytes)} free"
-    return f"{layers}, {_mib(placement.price.device_bytes)} planned{free}"
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**20:.0f} MiB"
-
-
-def _empty(device: Device) -> Device:
-    """The same card with nothing on it."""
-    return replace(device, free_bytes=device.total_bytes, used_bytes=0)

@@ -8,11 +8,11 @@ Between the death of a process and the next execve there is no await.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
-from typing import Protocol
 
 from llmsup.attendance import Attendance, Unit
+from llmsup.card_use import CardUse
 from llmsup.core import events, lifecycle
 from llmsup.core.diagnosis import (
     KILLING,
@@ -57,36 +57,6 @@ IsLeaving = Callable[[int], bool]
 """Whether the process is being ended by this daemon, without being a service's any more."""
 
 
-class CardUse(Protocol):
-    """What keepers ask of the card; see `CardGate`."""
-
-    def ask(self, service: str, generation: int) -> asyncio.Future[Grant]:
-        """What a generation may have, once it may be started."""
-        ...
-
-    def why(self, service: str) -> str:
-        """What it waits for."""
-        ...
-
-    def recall(self, service: str, written: str) -> tuple[Grant, bool]:
-        """What a live process was given, and whether it could be given it now."""
-        ...
-
-    def adopt(
-        self,
-        service: str,
-        generation: int,
-        grant: Grant,
-        measured_bytes: int | None,
-    ) -> None:
-        """It goes on with what it has."""
-        ...
-
-    def note_out_of_memory(self, service: str, lines: Sequence[str]) -> tuple[str, bool]:
-        """Its process died of it: what to say, and whether its next plan is a smaller one."""
-        ...
-
-
 class Keeper:
     """One service and its process."""
 
@@ -119,6 +89,7 @@ class Keeper:
         self._process: Process | None = None
         self._inquest = Inquest(unit)
         self._timer: asyncio.TimerHandle | None = None
+        self.log_start: int | None = None  # of the process; that of an adopted one is not known
         self._attendants: set[asyncio.Task[None]] = set()
         self._sweeps: set[asyncio.Task[None]] = set()
         self._held_back: Event | None = None  # an exit that is told once its strays are gone
@@ -301,7 +272,7 @@ class Keeper:
         mark = self.unit.generation_mark(generation)
         process = Process.spawn(launch, log=self.unit.log, mark=mark)
         self._inquest.note_process(process.pid, offset)
-        self.port = self.unit.port
+        self.port, self.log_start = self.unit.port, offset
         self.post(events.Spawned(generation, process.pid))
         self._attend_to(process, generation, launch, offset)
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from llmsup.card_gate import CardGate, Sizer
+from llmsup.card_gate import CardGate
 from llmsup.card_watch import CardWatch
 from llmsup.config.schema import Rebalance
 from llmsup.core import rebalance
@@ -22,6 +22,7 @@ from llmsup.core.routing import Route
 from llmsup.core.service import Service, State, Want
 from llmsup.errors import ModelFileError
 from llmsup.host.journal import Journal
+from llmsup.placing import Sizer
 from llmsup.troubles import Troubles
 
 log = logging.getLogger(__name__)

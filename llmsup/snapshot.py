@@ -1,12 +1,12 @@
 """A service and the card as `llmsup status` shows them."""
 
 from llmsup.attendance import Unit
-from llmsup.card_gate import Placed
 from llmsup.control.wire import GpuInfo, PlanInfo, ServiceInfo
 from llmsup.core.device import Device
 from llmsup.core.leases import Lease
 from llmsup.core.service import ALIVE, Service
 from llmsup.host import procfs
+from llmsup.placing import Placed
 
 
 def _pid(leader: int, unit: Unit) -> int:
@@ -39,6 +39,7 @@ def service_info(
         "port": port,
         "model": unit.model,
         "gpu_layers": placement.options.gpu_layers if placement else unit.gpu_layers,
+        "layers": placement.layers if placement else None,
         "planned_bytes": lease.planned_bytes if lease and placement else None,
         "measured_bytes": lease.measured_bytes if lease else None,
         "restarts": service.restarts,

@@ -10,19 +10,20 @@ from contextlib import suppress
 
 from llmsup import __version__
 from llmsup.adoption import Remembering, Takeover, take_over
-from llmsup.card_gate import CardGate, Placed
+from llmsup.bookkeeping import Books
+from llmsup.card_gate import CardGate
+from llmsup.card_news import CardNews
 from llmsup.card_watch import CardWatch
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
 from llmsup.config.paths import Paths
-from llmsup.config.units import duration
 from llmsup.control.wire import Answer, Status, UpstreamsInfo
 from llmsup.core import card, offload
 from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
-from llmsup.errors import LaunchError, LlmsupError, UsageError
+from llmsup.errors import LaunchError, LlmsupError, ModelFileError, UsageError
 from llmsup.evidence import Evidence
 from llmsup.gateway import Gateway
 from llmsup.host import memory
@@ -35,6 +36,7 @@ from llmsup.host.process import Found, Process, find
 from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.host.shortage import keep_watch
 from llmsup.inquest import Findings
+from llmsup.placing import Placing, short_bytes
 from llmsup.preflight import load_startable
 from llmsup.publication import Publication
 from llmsup.rebalancing import Rebalancing
@@ -55,7 +57,6 @@ EVENTS_KEEP = 3
 IN_FLIGHT_PERIOD_S = 0.02
 SETTLE_TIMEOUT_S = 3.0
 FIRST_READING_TIMEOUT_S = 1.0
-MIB = 2**20
 CONFIRM_TIMEOUT_S = 2.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
@@ -78,6 +79,9 @@ class Stack:
         routes = effective_routes(profile)
         self._troubles = troubles
         self._journal = Journal(paths.events, troubles)
+        self._news = CardNews(self._journal)
+        self._books = Books(paths.ledger, troubles)
+        self._sizing = Sizing(profile, environ, lambda: self._books.ledger, paths.engines)
         self._evidence = Evidence(
             paths.crashes,
             secrets=lambda: loaded.api_keys,
@@ -95,17 +99,16 @@ class Stack:
         last_ports = {name: each.port for name, each in self._memory.items() if each.port}
         self._strays = Strays()
         units = build(profile, paths, environ, last_ports, lambda: self._card.is_busy)
-        sizing = Sizing(profile, environ, lambda: None, paths.engines)
         users = {unit.name: unit.rank for unit in units if unit.uses_card}
         self._gate = CardGate(
             Nvml(profile.gpu.device).read,
-            sizing,
-            offload.plan,
+            Placing(self._sizing, offload.plan),
             users,
             lambda: self._supervisor.services,
-            on_placed=self._note_placed,
+            short_bytes=short_bytes,
+            on_placed=self._news.note_placed,
             on_measured=self._note_measured,
-            on_no_card=self._note_no_card,
+            on_no_card=self._news.note_no_card,
             retry=lambda name: self._supervisor.keepers[name].try_again(),
         )
         self._card = CardWatch(self._gate.read, read_clocks, self._note_card)
@@ -135,7 +138,7 @@ class Stack:
             profile.gpu.rebalance,
             self._card,
             self._gate,
-            sizer=sizing,
+            sizer=self._sizing,
             users=users,
             routes=routes,
             services=lambda: self._supervisor.services,
@@ -462,48 +465,24 @@ class Stack:
             self.gateway.wake()
 
     def _note_card(self, action: card.Action) -> None:
-        match action:
-            case card.NoteJump(away_s):
-                log.info("the machine was away for %s", duration(away_s))
-            case card.NoteLoss(why):
-                log.error("the card was lost: %s", why)
-                self._journal.write("card", why=f"lost: {why}")
-            case card.Renew(why, away_s) if self._ending is None:
-                users = self._card_users()
-                words = f"back after {duration(away_s)}; restarting {_listed(users) or 'nothing'}"
-                log.warning("the card is %s: %s", words, why)
-                self._journal.write("card", why=words)
-                self._rolls.renew(users)
-
-    def _note_placed(self, placed: Placed) -> None:
-        given, free_bytes = placed.placement, placed.free_bytes
-        log.info("service=%s plan: %s", given.service, placed.why)
-        self._journal.write(
-            "plan",
-            service=given.service,
-            generation=placed.generation,
-            gpu_layers=given.options.gpu_layers,
-            planned_mib=given.price.device_bytes // MIB,
-            free_mib=None if free_bytes is None else free_bytes // MIB,
-            why=placed.why,
-        )
+        is_back = isinstance(action, card.Renew)
+        if is_back and self._ending is not None:
+            return
+        users = self._card_users() if is_back else []
+        self._news.note_action(action, users)
+        if is_back:
+            self._rolls.renew(users)
 
     def _note_measured(self, lease: Lease) -> None:
-        measured_mib = (lease.measured_bytes or 0) // MIB
-        planned_mib = lease.planned_bytes // MIB
-        self._journal.write(
-            "measured",
-            service=lease.service,
-            generation=lease.generation,
-            planned_mib=planned_mib,
-            measured_mib=measured_mib,
-            why=f"took {measured_mib} MiB, {planned_mib} were planned",
-        )
+        self._news.note_measured(lease)
         self._remembering.soon()
-
-    def _note_no_card(self, reason: str) -> None:
-        log.info("models run on the CPU: %s", reason)
-        self._journal.write("card", why=f"none, models run on the CPU: {reason}")
+        given, keeper = lease.placement, self._supervisor.keepers[lease.service]
+        if given is None or keeper.log_start is None or lease.measured_bytes is None:
+            return
+        with suppress(ModelFileError):  # the file has changed since: it is of another model now
+            key = self._sizing.key(lease.service, given.options, self._gate.card)
+            took_bytes, log = lease.measured_bytes, keeper.unit.log
+            self._books.enter(key, given.price, took_bytes, log, keeper.log_start)
 
     def _measured_bytes(self, name: str) -> int | None:
         lease = self._gate.lease(name)

@@ -5,11 +5,12 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from graphlib import TopologicalSorter
 
 from llmsup.attendance import Unit
+from llmsup.card_use import CardUse
 from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, StopAsked
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.host.memory import Remembered
 from llmsup.inquest import OnDeath
-from llmsup.keeper import CardUse, Change, DrainRequests, IsLeaving, Keeper
+from llmsup.keeper import Change, DrainRequests, IsLeaving, Keeper
 from llmsup.troubles import Troubles
 
 Succeed = Callable[[str], Awaitable[bool]]

@@ -131,10 +131,6 @@ def _unit(
             case Command():
                 return command.launch(service)
 
-    def prepare() -> None:
-        if isinstance(service, LlamaServer):
-            engine.learn(binaries.llama_server(service.binary, environ), paths.engines)
-
     unit = Unit(
         name=name,
         kind=str(service.__struct_config__.tag),
@@ -146,7 +142,7 @@ def _unit(
         liveness=service.liveness,
         depends_on=service.depends_on,
         port=port,
-        prepare=prepare,
+        prepare=_asking(service, paths, environ),
         model=Path(service.model).name if isinstance(service, LlamaServer) else None,
         gpu_layers=_gpu_layers(service),
         rank=rank(name, service.priority, pinned=service.pinned),
@@ -159,6 +155,18 @@ def _gpu_layers(service: Service) -> int | str | None:
     if not isinstance(service, LlamaServer):
         return None
     return service.gpu_layers if llama_options.asked(service, 1).gpu_layers else 0
+
+
+def _asking(
+    service: Service, paths: Paths, environ: Mapping[str, str]
+) -> Callable[[], None] | None:
+    if not isinstance(service, LlamaServer):
+        return None
+
+    def prepare() -> None:
+        engine.learn(binaries.llama_server(service.binary, environ), paths.engines)
+
+    return prepare
 
 
 def _created(directory: Path) -> Path:

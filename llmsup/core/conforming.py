@@ -31,10 +31,16 @@ def conforms(options: Options, demand: Demand) -> bool:
 
 
 def _may_choose_layers(options: Options, demand: Demand) -> bool:
-    return Knob.GPU_LAYERS in demand.knobs and 0 <= options.gpu_layers <= demand.layers
+    """Pinned ones have all, or, without a card, nothing."""
+    if Knob.GPU_LAYERS not in demand.knobs:
+        return False
+    least = demand.layers if demand.pinned else 0
+    return options.gpu_layers == 0 or least <= options.gpu_layers <= demand.layers
 
 
 def _may_choose_experts(options: Options, demand: Demand) -> bool:
+    if demand.pinned:
+        return False
     return Knob.N_CPU_MOE in demand.knobs and 0 <= options.n_cpu_moe <= demand.layers
 
 

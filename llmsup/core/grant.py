@@ -24,22 +24,22 @@ UNPLANNED = Grant()
 
 
 class _Written(msgspec.Struct, frozen=True):
-    options: Options
+    options: Options | None
     device: str | None
 
 
 def written(grant: Grant) -> str:
-    """What the next daemon has to know of it; empty where nothing was planned."""
-    if grant.placement is None:
+    """What the next daemon has to know of it; empty where it is nothing."""
+    if grant == UNPLANNED:
         return ""
-    content = _Written(grant.placement.options, grant.device)
+    content = _Written(grant.placement.options if grant.placement else None, grant.device)
     return msgspec.json.encode(content).decode()
 
 
-def read(text: str) -> tuple[Options, str | None] | None:
-    """The options and the card; None for what `written` has not written."""
+def read(text: str) -> tuple[Options | None, str | None]:
+    """The options and the card; neither of what `written` has not written."""
     try:
         content = msgspec.json.decode(text, type=_Written)
     except (msgspec.DecodeError, RecursionError, UnicodeError):
-        return None
+        return None, None
     return content.options, content.device

@@ -66,11 +66,12 @@ def test_the_plan_is_what_the_servers_take_and_they_answer(home: Home, card: Sta
         assert service["gpu_layers"] == told(home, "plan", name)[0]["gpu_layers"] > 0
         mib = card.used_by(service["pid"])
         assert abs(service["measured_bytes"] / 2**20 - mib) < 8
-        assert answers(home, name) == name
         taken += mib
+    assert card.free_mib + taken == pytest.approx(5900, abs=1)
+    for name in ("chat", "code"):
+        assert answers(home, name) == name
     assert home.service("chat")["gpu_layers"] == SMOLLM2_LAYERS
     assert told(home, "death", "chat") == told(home, "death", "code") == []
-    assert card.free_mib + taken == pytest.approx(5900, abs=1)
 
 
 def test_a_small_card_is_filled_by_rank_and_nobody_runs_out(home: Home, card: StandIn) -> None:
@@ -85,6 +86,32 @@ def test_a_small_card_is_filled_by_rank_and_nobody_runs_out(home: Home, card: St
     assert len(told(home, "death", "chat")) <= 1
     assert card.free_mib >= 0
     assert chat["gpu_layers"] == SMOLLM2_LAYERS or code["gpu_layers"] == 0
+
+
+@pytest.mark.timeout(500)
+def test_whatever_the_card_has_left_both_come_up_and_nobody_runs_out(
+    home: Home, card: StandIn
+) -> None:
+    """Given caps from "nothing fits" to "all fits", under each of which both models answer."""
+    stack(home, card, "chat", "code")
+    given = []
+    for cap_mib in (100, 200, 280, 360, 450, 600, 900):
+        card.give_back()
+        card.take(5900 - cap_mib)
+        home.start(timeout_s=LOAD_TIMEOUT_S)
+        services = [home.service(name) for name in ("chat", "code")]
+        given.append([each["gpu_layers"] for each in services])
+        assert card.free_mib >= 0
+        for name in ("chat", "code"):
+            assert answers(home, name) == name
+        assert home.cli("stop", "--now").returncode == 0
+
+    chat = [layers for layers, _ in given]
+    assert chat == sorted(chat), given
+    assert given[0] == [0, 0]
+    assert chat[-1] == SMOLLM2_LAYERS
+    assert given[-1][1] > 0
+    assert len(told(home, "death", "chat")) + len(told(home, "death", "code")) <= 1
 
 
 def test_a_driver_that_takes_more_than_anybody_knew_makes_the_plan_smaller(

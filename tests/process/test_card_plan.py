@@ -2,8 +2,12 @@
 
 import json
 import os
+import random
 import signal
 import sys
+import time
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +209,24 @@ def test_a_fixed_number_of_layers_that_does_not_fit_is_refused_with_the_arithmet
     assert layers(home, "chat") == LAYERS + 1
 
 
+def test_a_fixed_number_of_layers_that_ran_out_waits_for_more_room(
+    home: Home, cards: StubCards
+) -> None:
+    """Given a load that fits by all figures and still runs out, it is not tried again and again."""
+    set_free(cards, 3000)
+    profile(home, {"chat": {"gpu_layers": 5, "env": {"RUNS_OUT_ABOVE": "0"}}})
+    assert home.cli("start", str(home.profile)).returncode == 1
+
+    chat = home.wait_state("chat", "failed")
+    assert "tried again once there is room" in chat["why"]
+    (death,) = [each for each in home.events() if each["event"] == "death"]
+    assert "its profile allows no smaller plan" in death["why"]
+    assert len(plans(home, "chat")) == 1
+
+    set_free(cards, 5900)
+    wait_until(lambda: len(plans(home, "chat")) > 1, "another try")
+
+
 def test_a_card_smaller_than_everything_serves_from_the_cpu(home: Home, cards: StubCards) -> None:
     profile(home, {"chat": {}, "code": {}})
     set_free(cards, 100)
@@ -284,6 +306,60 @@ def test_a_daemon_killed_in_the_middle_of_a_load_leaves_the_turn_to_who_is_loadi
     assert home.service("chat")["pid"] == pid
     assert when(home, "chat", "ready") <= plans(home, "code")[0]["at_s"]
     assert plans(home, "code")[0]["free_mib"] == 5400
+
+
+def loads(home: Home) -> list[tuple[float, float, str]]:
+    """When each load onto the card began and was over, however it ended, in order."""
+    found = []
+    for plan in (each for each in home.events() if each["event"] == "plan"):
+        if plan["gpu_layers"] == 0:
+            continue
+        over = (
+            each["at_s"]
+            for each in home.events()
+            if each["event"] == "state"
+            and each["service"] == plan["service"]
+            and each["at_s"] > plan["at_s"]
+            and (each["generation"] != plan["generation"] or each["state"] != "starting")
+        )
+        found.append((plan["at_s"], next(over, float("inf")), plan["service"]))
+    return sorted(found)
+
+
+def test_whatever_dies_or_is_stopped_loads_never_overlap_and_all_come_up_in_the_end(
+    home: Home, cards: StubCards
+) -> None:
+    names = ("chat", "code", "embedding", "rerank")
+    chance = random.Random(4)
+    keys = {"env": {"LOADS_S": "0.2", "TAKES_MIB": "700"}, "stall_timeout": "20s"}
+    profile(home, {name: {**keys, "priority": 10 - n} for n, name in enumerate(names)})
+    home.start()
+    client = Client(home.paths)
+    for _ in range(25):
+        name = chance.choice(names)
+        pid = home.service(name)["pid"]
+        match chance.choice(["kill", "kill", "stop", "start", "restart"]):
+            case "kill" if pid:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            case "stop":
+                client.stop([name], now=True)
+            case "start":
+                client.start([name])
+            case "restart":
+                client.restart([name], now=True)
+        time.sleep(chance.random() * 0.5)
+    client.start(names)
+    for name in names:
+        client.restart([name], now=True)
+        home.wait_state(name, "ready", deadline_s=60)
+
+    all_loads = loads(home)
+    for (_, over, first), (begun, _, second) in pairwise(all_loads):
+        assert over <= begun, f"{first} and {second} loaded at the same time"
+    assert len(all_loads) > len(names)
+    assert {each["gpu_layers"] for each in map(home.service, names)} == {LAYERS + 1}
+    assert {each["measured_bytes"] for each in map(home.service, names)} <= {700 * MIB, None}
 
 
 def test_a_reload_restarts_what_a_plan_would_not_give_any_more(

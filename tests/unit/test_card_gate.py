@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from llmsup import card_gate
-from llmsup.card_gate import CardGate, Placed
+from llmsup.card_gate import CardGate
 from llmsup.core.device import Absence, Device, NoDevice, Reading
 from llmsup.core.grant import Grant
 from llmsup.core.leases import Lease, Standing, rank
@@ -18,6 +18,7 @@ from llmsup.core.plan import Budget, Demand, Knob, Placement, Plan, Price
 from llmsup.core.service import Service, State, Want
 from llmsup.core.sizes import Estimate, Sizes
 from llmsup.errors import Flaw, LlmsupError, ModelFileError, NoRoomError
+from llmsup.placing import Placed, Placing
 
 MIB = 2**20
 LAYERS = 37
@@ -97,8 +98,7 @@ class Stack:
         self.retried: list[str] = []
         self.gate = CardGate(
             self.read,
-            self.sizer,
-            plan,
+            Placing(self.sizer, plan),
             {name: rank(name, priority) for name, priority in priorities.items()},
             lambda: self.services,
             on_placed=self.placed.append,

@@ -52,18 +52,25 @@ def test_what_a_plan_may_choose_or_take_away_conforms(
     assert conforms(replace(BEST, **changed), demand(knobs, degrade)) is expected
 
 
+@pytest.mark.parametrize(("layers", "expected"), [(37, True), (36, False), (0, True)])
+def test_a_pinned_service_has_all_its_layers_or_no_card(layers: int, expected: bool) -> None:
+    pinned = replace(demand(), pinned=True)
+    assert conforms(replace(BEST, gpu_layers=layers), pinned) is expected
+
+
 def test_a_grant_is_read_as_it_was_written() -> None:
     options = replace(BEST, gpu_layers=12, n_cpu_moe=3, cache_type_k="q8_0", flash_attn="on")
     placement = Placement("chat", "model.gguf", 37, options, NOTHING, "why")
     assert read(written(Grant(placement, "GPU-1"))) == (options, "GPU-1")
+    assert read(written(Grant(None, "GPU-1"))) == (None, "GPU-1")
     assert written(UNPLANNED) == ""
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[", '{"options": {"gpu_layers": "x"}, "device": 1}'])
 def test_what_is_no_grant_is_none(text: str) -> None:
-    assert read(text) is None
+    assert read(text) == (None, None)
 
 
 @given(st.text())
 def test_no_text_is_too_odd_to_be_read(text: str) -> None:
-    assert read(text) is None
+    assert read(text) == (None, None)

@@ -23,6 +23,7 @@ from llmsup.core.service import Service, State, Want
 from llmsup.core.sizes import Estimate, Sizes
 from llmsup.host.clocks import read_clocks
 from llmsup.host.journal import Journal
+from llmsup.placing import Placing
 from llmsup.rebalancing import Rebalancing
 from llmsup.troubles import Troubles
 
@@ -93,8 +94,7 @@ class World:
         self.sizer = Sizer(self.fixed)
         self.gate = CardGate(
             self.read,
-            self.sizer,
-            plan,
+            Placing(self.sizer, plan),
             {name: rank(name, priority) for name, priority in PRIORITIES.items()},
             lambda: self.services,
         )
