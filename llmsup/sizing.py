@@ -15,8 +15,9 @@ from llmsup.core import offload
 from llmsup.core.companions import Companion, accompanied, companion_of, companions_at_least
 from llmsup.core.device import Device, NoDevice, Reading
 from llmsup.core.estimate import buffers_at_least, estimate, off_card, pool_bytes
+from llmsup.core.fingerprint import fingerprint
 from llmsup.core.gguf import Model
-from llmsup.core.ledger import Key, Ledger, fingerprint
+from llmsup.core.ledger import Key, Ledger
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Degrade, Demand, Plan, Price
 from llmsup.core.shape import ModelShape, shape_of
