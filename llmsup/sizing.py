@@ -16,7 +16,7 @@ from llmsup.core.companions import Companion, accompanied, companion_of, compani
 from llmsup.core.device import Device, NoDevice, Reading
 from llmsup.core.estimate import buffers_at_least, estimate, off_card, pool_bytes
 from llmsup.core.gguf import Model
-from llmsup.core.ledger import Key, Ledger
+from llmsup.core.ledger import Key, Ledger, fingerprint
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Degrade, Demand, Plan, Price
 from llmsup.core.shape import ModelShape, shape_of
@@ -117,6 +117,11 @@ class Sizing:
             at_most_bytes=at_most_bytes,
         )
 
+    def key(self, service: str, options: Options, device: Device) -> Key:
+        """What the ledger calls a load of a service. Raises ModelFileError."""
+        build = self._build(self._server(service))
+        return Key(self._read(service).fingerprint, options, build, device.name)
+
     def flaws(self, services: Iterable[str]) -> dict[str, ModelFileError]:
         """What is wrong with the model files of services, where something is."""
         found = {}
@@ -184,7 +189,8 @@ class Sizing:
         if known is not None and all(map(is_, known.models, models)):
             return known
         model, *others = models
-        facts = _Facts(models, "", shape_of(model), tuple(map(companion_of, others)))
+        marks = "+".join(map(fingerprint, models))
+        facts = _Facts(models, marks, shape_of(model), tuple(map(companion_of, others)))
         self._facts[service] = facts
         return facts
 

@@ -110,6 +110,9 @@ GpuLayers = Annotated[
 """-1 is all of them in .env files that were written for llama.cpp as it was."""
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+PLAIN_CACHE_TYPES = ("f32", "f16", "bf16")
+"""Those that are not quantised."""
+
 Degradation = Literal["cache_type", "ubatch", "ctx_size"]
 """What a plan may take from a service before it takes layers; the values of `core.plan.Degrade`."""
 
