@@ -145,6 +145,14 @@ def test_the_card_that_is_there_is_asked(dual: Home, cards: StubCards) -> None:
     assert shown.startswith("RTX 4050 Laptop GPU · 6141 MiB · 3072 free\n")
 
 
+def test_a_card_that_is_supposed_is_not_looked_for(dual: Home, cards: StubCards) -> None:
+    """Given a driver that hangs, a plan for another card need not wait for it."""
+    cards.write(cards.card(), "delay nvmlInitWithFlags 600000")
+
+    assert planned(dual, *LAPTOP)["device"]["name"] == "a card"
+    assert cards.calls("nvmlInitWithFlags") == 0
+
+
 def test_more_memory_never_takes_layers_away(dual: Home) -> None:
     layers = [
         [each["gpu_layers"] for each in planned(dual, "--total", mib)["services"]]
