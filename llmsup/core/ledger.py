@@ -119,8 +119,9 @@ def _usual_bytes(records: Iterable[Record]) -> int:
 
 def _measured(records: Iterable[Record], estimate: Estimate) -> Price:
     """The most that the last loads took. It may be less than was estimated."""
-    took_bytes = max(each.buffers.total_bytes + each.overhead_bytes for each in records)
-    return Price(estimate, took_bytes - estimate.device.total_bytes, is_measured=True)
+    most = max(records, key=lambda each: each.buffers.total_bytes + each.overhead_bytes)
+    measured = replace(estimate, device=most.buffers)
+    return Price(measured, most.overhead_bytes, is_measured=True)
 
 
 def fingerprint(model: Model) -> str:
