@@ -43,7 +43,8 @@ def plan(
     status = _status(home)
     loaded, missing = _looked(source, overrides, home, status)
     services = wanted(loaded.profile)
-    sizing = Sizing(loaded.profile, os.environ, lambda: ledger.load(home.ledger), home.engines)
+    learned = ledger.load(home.ledger)
+    sizing = Sizing(loaded.profile, os.environ, lambda: learned, home.engines)
     flaws = _flaws(sizing, services, missing)
     if missing is not None and len(flaws) == len(sizing.models(services)):
         raise missing

@@ -157,7 +157,8 @@ def _notes(plan: Plan) -> Iterator[str]:
 def _breakdown(each: Placement, colour: bool) -> list[str]:
     """What one estimate consists of, and what it rests on."""
     price = each.price
-    items = price.estimate.items or _buffers(price.estimate)
+    items = () if price.is_measured else price.estimate.items
+    items = items or _buffers(price.estimate)
     rows = [
         (f"  {item.what}", _tenths(item.device_bytes), _tenths(item.host_bytes)) for item in items
     ]
