@@ -118,6 +118,11 @@ class Sizing:
             at_most_bytes=at_most_bytes,
         )
 
+    def key(self, service: str, options: Options, device: Device) -> Key:
+        """What the ledger calls a load of a service. Raises ModelFileError."""
+        build = self._build(self._server(service))
+        return Key(self._read(service).fingerprint, options, build, device.name)
+
     def flaws(self, services: Iterable[str]) -> dict[str, ModelFileError]:
         """What is wrong with the model files of services, where something is."""
         found = {}
@@ -185,9 +190,8 @@ class Sizing:
         if known is not None and all(map(is_, known.models, models)):
             return known
         model, *others = models
-        facts = _Facts(
-            models, fingerprint(model), shape_of(model), tuple(map(companion_of, others))
-        )
+        marks = "+".join(map(fingerprint, models))
+        facts = _Facts(models, marks, shape_of(model), tuple(map(companion_of, others)))
         self._facts[service] = facts
         return facts
 
