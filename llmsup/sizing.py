@@ -93,13 +93,12 @@ class Sizing:
         spec = self._server(service)
         facts = self._read(service)
         ledger, build = self._ledger(), self._build(spec)
-        card = reading.name if isinstance(reading, Device) else ""
 
         @cache
         def price(options: Options) -> Price:
             if options.gpu_layers == 0 or isinstance(reading, NoDevice):
                 return Price(facts.off_card(options), overhead_bytes=0)
-            key = Key(facts.fingerprint, options, build, card)
+            key = Key(facts.fingerprint, options, build, _card(reading))
             return ledger.price(key, facts.on_card(options), pool_bytes(facts.shape, options))
 
         return Demand(
@@ -118,10 +117,10 @@ class Sizing:
             at_most_bytes=at_most_bytes,
         )
 
-    def key(self, service: str, options: Options, device: Device) -> Key:
-        """What the ledger calls a load of a service. Raises ModelFileError."""
+    def key(self, service: str, options: Options, reading: Reading) -> Key:
+        """By which a load with these options is known in the ledger. Raises ModelFileError."""
         build = self._build(self._server(service))
-        return Key(self._read(service).fingerprint, options, build, device.name)
+        return Key(self._read(service).fingerprint, options, build, _card(reading))
 
     def flaws(self, services: Iterable[str]) -> dict[str, ModelFileError]:
         """What is wrong with the model files of services, where something is."""
@@ -208,6 +207,11 @@ class Sizing:
         except LaunchError:
             return ""
         return "" if known is None else known.build
+
+
+def _card(reading: Reading | None) -> str:
+    """What a measurement on a card is true for: the card, and its driver."""
+    return f"{reading.uuid} {reading.driver}" if isinstance(reading, Device) else ""
 
 
 def default_headroom_bytes(total_bytes: int, *, is_wsl: bool) -> int:

@@ -19,6 +19,7 @@ class Cause(Enum):
     """Why a process died. The value is for people and for metrics."""
 
     GPU_MEMORY = "out of GPU memory"
+    NO_ROOM = "no room on the card"
     GPU_FAILED = "GPU failed"
     HOST_MEMORY = "out of memory"
     MODEL_MISSING = "model file missing"

@@ -20,6 +20,7 @@ class Remembered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One service. `deaths` are monotonic seconds, good for one boot of the machine.
 
     `asked`: what the operator asked where that is not what the profile wants, "up" or "down".
+    `measured_bytes`: what the card lost to the generation, None where that is not known.
     """
 
     asked: str
@@ -27,6 +28,7 @@ class Remembered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     restarts: int
     deaths: tuple[float, ...] = ()
     port: int | None = None
+    measured_bytes: int | None = None
 
 
 class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
