@@ -52,8 +52,8 @@ class Change:
 class Rebalancing:
     """The balance of one card.
 
-    `users` are the services that may use it, `in_flight` tells how many requests one has, `is_busy`
-    whether a restart goes on, and `restart` restarts one, drained.
+    `users` are the services that may use it, `in_flight` tells how many requests of some routes one
+    has, `is_busy` whether a restart goes on, and `restart` restarts one, drained.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Rebalancing:
         users: Collection[str],
         routes: tuple[Route, ...],
         services: Callable[[], Mapping[str, Service]],
-        in_flight: Callable[[str], Awaitable[int]],
+        in_flight: Callable[[str, Collection[str]], Awaitable[int]],
         is_busy: Callable[[], bool],
         restart: Callable[[str], None],
         journal: Journal,
@@ -154,13 +154,17 @@ class Rebalancing:
         return None
 
     async def _may_pause(self, service: str) -> bool:
+        """Whether nobody waits for it on a route that nobody else would answer meanwhile."""
         services = self._services()
-        routes = [route.services for route in self._routes if service in route.services]
-        is_covered = all(
-            any(name != service and services[name].state is State.READY for name in names)
-            for names in routes
-        )
-        return is_covered or await self._in_flight(service) == 0
+        alone = {
+            route.name
+            for route in self._routes
+            if service in route.services
+            and not any(
+                name != service and services[name].state is State.READY for name in route.services
+            )
+        }
+        return not alone or await self._in_flight(service, alone) == 0
 
     async def _with_possible(self, seen: Observation, device: Device, now: float) -> Observation:
         """What each could have now, of those who may grow; nobody while one has yet to come."""

@@ -1,7 +1,7 @@
 """Readings become restarts: the card, the gate and the services are plain values here."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
@@ -128,7 +128,8 @@ class World:
         free = self.free_mib * MIB
         return self.absent or Device(0, "GPU-1", "card", "1", TOTAL_MIB * MIB, free, 0)
 
-    async def in_flight(self, service: str) -> int:
+    async def in_flight(self, service: str, routes: Collection[str]) -> int:
+        assert routes
         return self.requests.get(service, 0)
 
     def change(self, name: str, **changes: object) -> None:
