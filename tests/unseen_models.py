@@ -79,7 +79,9 @@ MODELS: dict[str, Shape] = {
     # --- norms, windows, shapes of their own
     "gemma-2-2b": Shape(
         "gemma2", 26, 2304, 8, 4, 9216, 256000, 8192, head=256, tied=True, window=4096,
-        metadata={"attn_logit_softcapping": ("f32", 50.0), "final_logit_softcapping": ("f32", 30.0)},
+        metadata={
+            "attn_logit_softcapping": ("f32", 50.0), "final_logit_softcapping": ("f32", 30.0),
+        },
     ),
     "gemma-3-270m": Shape(
         "gemma3", 18, 640, 4, 1, 2048, 262144, head=256, tied=True, window=512
@@ -89,7 +91,9 @@ MODELS: dict[str, Shape] = {
         metadata={"rope.dimension_count": ("u32", 32)},
     ),
     "phi-3-medium": Shape("phi3", 40, 5120, 40, 10, 17920, 32064, 4096, fused=True, quant="IQ4_XS"),
-    "starcoder2-3b": Shape("starcoder2", 30, 3072, 24, 2, 12288, 49152, 16384, bias=True, tied=True),
+    "starcoder2-3b": Shape(
+        "starcoder2", 30, 3072, 24, 2, 12288, 49152, 16384, bias=True, tied=True
+    ),
     "stablelm-2-1.6b": Shape(
         "stablelm", 24, 2048, 32, 32, 5632, 100352, 4096, bias=True, quant="F16",
         metadata={"rope.dimension_count": ("u32", 16), "use_parallel_residual": ("bool", False)},
@@ -153,7 +157,8 @@ MODELS: dict[str, Shape] = {
         "qwen35", 32, 2560, 16, 4, 9216, 248320, 262144, head=256, tied=True, attention_every=4,
         ssm={"conv": 4, "inner": 4096, "state": 128, "heads": 32, "groups": 16},
         metadata={
-            "rope.dimension_count": ("u32", 64), "rope.dimension_sections": ("i32[]", [11, 11, 10, 0]),
+            "rope.dimension_count": ("u32", 64),
+            "rope.dimension_sections": ("i32[]", [11, 11, 10, 0]),
         },
     ),
     "qwen3-next-ish": Shape(
@@ -166,7 +171,8 @@ MODELS: dict[str, Shape] = {
         "gemma3n", 30, 2048, 8, 2, 8192, 262144, head=256, tied=True, window=512,
         metadata={
             "altup.active_idx": ("u32", 0), "altup.num_inputs": ("u32", 4),
-            "embedding_length_per_layer_input": ("u32", 256), "attention.shared_kv_layers": ("u32", 10),
+            "embedding_length_per_layer_input": ("u32", 256),
+            "attention.shared_kv_layers": ("u32", 10),
             "attention.sliding_window_pattern": ("bool[]", [(n + 1) % 5 != 0 for n in range(30)]),
         },
     ),

