@@ -20,7 +20,7 @@ from llmsup.config.schema import (
 from llmsup.core.routing import Endpoint
 from llmsup.core.service import Policy
 from llmsup.errors import LaunchError
-from llmsup.host import binaries, envoy_hold, ports
+from llmsup.host import binaries, engine, envoy_hold, ports
 from llmsup.host.leftovers import home_mark
 from llmsup.host.process import carries_mark
 from llmsup.host.replace import fingerprint
@@ -110,13 +110,21 @@ def _unit(
         match service:
             case LlamaServer():
                 binary = binaries.llama_server(service.binary, environ)
-                return llama_server.launch(service, name=name, binary=binary, port=port or 0)
+                known = engine.look(binary, paths.engines)
+                flags = None if known is None else known.flags
+                return llama_server.launch(
+                    service, name=name, binary=binary, port=port or 0, flags=flags
+                )
             case Qdrant():
                 binary = binaries.qdrant(service.binary, environ)
                 storage = _created(paths.state / service.storage)
                 return qdrant.launch(service, binary=binary, storage=storage)
             case Command():
                 return command.launch(service)
+
+    def prepare() -> None:
+        if isinstance(service, LlamaServer):
+            engine.learn(binaries.llama_server(service.binary, environ), paths.engines)
 
     unit = Unit(
         name=name,
@@ -129,6 +137,7 @@ def _unit(
         liveness=service.liveness,
         depends_on=service.depends_on,
         port=port,
+        prepare=prepare,
         model=Path(service.model).name if isinstance(service, LlamaServer) else None,
         gpu_layers=service.gpu_layers if isinstance(service, LlamaServer) else None,
     )

@@ -15,7 +15,7 @@ from msgspec import UNSET, Meta, Struct, ValidationError, convert
 from msgspec.structs import FieldInfo, fields
 
 from llmsup.config.interpolated import Interpolated, made_of
-from llmsup.config.units import parse_duration_s, parse_size_bytes
+from llmsup.config.units import parse_duration_s, parse_share, parse_size_bytes
 from llmsup.config.wording import Key, choices, quoted, shown, suggestion
 
 Report = Callable[[Key, str], None]
@@ -155,10 +155,11 @@ def _leaf(value: object, wanted: Any, key: Key, report: Report) -> Any:
     try:
         if isinstance(value, str):
             _require_sane(value)
-            if refusal := extra.get("refusals", {}).get(value):
-                raise ValueError(refusal)
         readings = _READINGS.get(extra.get("unit", ""), _readings)(value)
+        synonyms = extra.get("synonyms", {})
         for reading in readings:
+            if type(reading) is int and reading in synonyms:
+                return synonyms[reading]
             try:
                 result = convert(reading, wanted, strict=True)
             except ValidationError:
@@ -193,7 +194,7 @@ def _readings(value: object) -> Iterator[object]:
         yield _LOGICAL[value]
 
 
-def _measured(parse: Callable[[str], float]) -> Callable[[object], Iterator[object]]:
+def _measured(parse: Callable[[str], object]) -> Callable[[object], Iterator[object]]:
     """Reads text with a unit, and nothing else."""
 
     def readings(value: object) -> Iterator[object]:
@@ -206,4 +207,8 @@ def _measured(parse: Callable[[str], float]) -> Callable[[object], Iterator[obje
     return readings
 
 
-_READINGS = {"duration": _measured(parse_duration_s), "size": _measured(parse_size_bytes)}
+_READINGS = {
+    "duration": _measured(parse_duration_s),
+    "size": _measured(parse_size_bytes),
+    "share": _measured(parse_share),
+}

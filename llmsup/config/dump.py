@@ -69,7 +69,11 @@ def _duration(seconds: float) -> str:
     return text if parse_duration_s(text) == seconds else f"{seconds:f}s"
 
 
-_WRITTEN: Mapping[str, Callable[[Any], str]] = {"duration": _duration, "size": size}
+_WRITTEN: Mapping[str, Callable[[Any], str]] = {
+    "duration": _duration,
+    "size": size,
+    "share": str,
+}
 
 
 def _value(value: Any) -> str:

@@ -66,6 +66,11 @@ class Paths:
         return self.state / "hold.json"
 
     @property
+    def engines(self) -> Path:
+        """What is known of each llama-server that was asked."""
+        return self.state / "engines.json"
+
+    @property
     def events(self) -> Path:
         """State changes and publications, one JSON object a line."""
         return self.state / "events.jsonl"

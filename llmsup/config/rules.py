@@ -17,6 +17,9 @@ Finding = tuple[Key, str]
 LIVENESS_MIN_S = 2.0
 """Shorter than this, one look that came late would be a verdict."""
 
+PLAIN_CACHE_TYPES = ("f32", "f16", "bf16")
+"""Those of `cache_type_k` and `cache_type_v` that are not quantised."""
+
 RESERVED = ("gateway", "daemon", "all")
 """Names that a service cannot have: commands and logs use them for something else."""
 
@@ -103,10 +106,34 @@ def _service(name: str, service: Service) -> Iterator[Finding]:
         case LlamaServer():
             for position, message in owned_flags(service.args):
                 yield (*key, "args", position), message
+            for word, message in _llama_server(service):
+                yield (*key, word), message
         case Command(port=None):
             for way in ("http_get", "tcp"):
                 if getattr(service.readiness, way):
                     yield (*key, "readiness", way), "there is no port to probe; set port as well"
+
+
+def _llama_server(service: LlamaServer) -> Iterator[tuple[str, str]]:
+    degrade, ctx_size_min = service.degrade, service.ctx_size_min
+    if service.flash_attn == "off":
+        needs = "a quantised V cache needs flash attention"
+        if service.cache_type_v not in PLAIN_CACHE_TYPES:
+            yield "cache_type_v", f'{needs}; drop flash_attn = "off" or take "f16"'
+        elif "cache_type" in degrade:
+            yield "degrade", f'{needs}; drop flash_attn = "off" or "cache_type"'
+    if degrade and service.gpu_layers != "auto":
+        yield "degrade", 'only with gpu_layers = "auto"; another number is taken as it is'
+    elif degrade and service.pinned:
+        yield "degrade", "contradicts pinned = true: what is pinned is never made smaller"
+    if len(set(degrade)) < len(degrade):
+        yield "degrade", "a word is there twice"
+    if "ctx_size" in degrade and ctx_size_min is None:
+        yield "degrade", '"ctx_size" needs ctx_size_min, the fewest tokens that are of use'
+    if ctx_size_min is not None and "ctx_size" not in degrade:
+        yield "ctx_size_min", 'only with "ctx_size" in degrade'
+    elif ctx_size_min is not None and ctx_size_min > service.ctx_size:
+        yield "ctx_size_min", f"more than ctx_size ({service.ctx_size})"
 
 
 def _ports(profile: Profile) -> Iterator[Finding]:

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from llmsup.config.units import Share
+
 _WITH_UNIT = 'with a unit, such as "250ms", "10s", "5m" or "1h"'
 
 Seconds = Annotated[
@@ -26,6 +28,34 @@ Period = Annotated[
         ge=0.01, extra={"unit": "duration"}, description=f"a duration of 10ms or more {_WITH_UNIT}"
     ),
 ]
+
+Headroom = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=2**40,
+        extra={"unit": "size"},
+        description='a size of at most 1TiB with a unit, such as "256MiB"',
+    ),
+]
+
+Ceiling = Annotated[
+    Share,
+    Meta(
+        extra={"unit": "share"},
+        description='a share such as "95%", or a size such as "5600MiB"',
+    ),
+]
+"""Of the memory of a card."""
+
+CardUuid = Annotated[
+    str,
+    Meta(
+        pattern=r"^(GPU|MIG)-[A-Za-z0-9/-]{1,90}\Z",
+        description='a UUID such as "GPU-…" or "MIG-…", as nvidia-smi -L lists them',
+    ),
+]
+CardIndex = Annotated[int, Meta(ge=0, le=1023, description="the number of a card, from 0 on")]
 
 LogSize = Annotated[
     int,
@@ -73,16 +103,17 @@ Origin = Annotated[
 ]
 
 GpuLayers = Annotated[
-    Literal["all"] | Layers,
+    Literal["auto", "all"] | Layers,
     Meta(
-        extra={
-            "refusals": {
-                "auto": '"auto" comes with VRAM planning; for now use "all" or a number of layers'
-            }
-        }
+        extra={"synonyms": {-1: "all"}},
+        description='"auto", "all" or a number of layers',
     ),
 ]
+"""-1 is all of them in .env files that were written for llama.cpp as it was."""
+
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+Degradation = Literal["cache_type", "ubatch", "ctx_size"]
+"""What a plan may take from a service before it takes layers; the values of `core.plan.Degrade`."""
 
 
 class Table(Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,8 +170,9 @@ class LlamaServer(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag
     model: Text
     binary: Text | None = None
     port: Port | None = None
-    gpu_layers: GpuLayers = "all"
+    gpu_layers: GpuLayers = "auto"
     ctx_size: Count = 4096
+    ctx_size_min: Count | None = None
     parallel: Count = 1
     cache_type_k: CacheType = "f16"
     cache_type_v: CacheType = "f16"
@@ -149,6 +181,7 @@ class LlamaServer(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag
     flash_attn: Literal["auto", "on", "off"] = "auto"
     kv_unified: bool | None = None
     n_cpu_moe: Layers | None = None
+    degrade: tuple[Degradation, ...] = ()
 
 
 class Qdrant(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="qdrant"):
@@ -194,6 +227,15 @@ class Models(Table, frozen=True):
     dirs: tuple[Text, ...] = ("~/models",)
 
 
+class Gpu(Table, frozen=True):
+    """The card, and how much of it may be used. `ceiling` is for all programs together."""
+
+    device: CardIndex | CardUuid = 0
+    ceiling: Ceiling = Share(percent=95)
+    headroom_bytes: Headroom = field(default=256 * 1024 * 1024, name="headroom")
+    rebalance: Literal["off", "shrink", "auto"] = "shrink"
+
+
 class Gateway(Table, frozen=True):
     """The OpenAI-compatible endpoint."""
 
@@ -214,6 +256,7 @@ class Profile(Table, frozen=True):
     active: str | None = None
     env_file: Text | None = None
     models: Models = Models()
+    gpu: Gpu = Gpu()
     gateway: Gateway = Gateway()
     logs: Logs = Logs()
     service: dict[Name, Service] = {}

@@ -1,12 +1,45 @@
-"""Durations and sizes as people write them: "250ms", "10s", "1h30m"; "256MiB", "1.5GiB"."""
+"""Quantities as people write them: "250ms", "10s", "1h30m"; "256MiB", "1.5GiB"; "95%"."""
 
 import math
 import re
+from dataclasses import dataclass
 
 _DURATION_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _SIZE_UNITS_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(B|KiB|MiB|GiB|TiB)")
+_PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of a whole: so many bytes, or where `percent` is set so much of whatever there is."""
+
+    size_bytes: int = 0
+    percent: float | None = None
+
+    def of(self, whole_bytes: int) -> int:
+        """The part, in bytes; never more than the whole."""
+        if self.percent is None:
+            return min(self.size_bytes, whole_bytes)
+        return int(whole_bytes * self.percent / 100)
+
+    def __str__(self) -> str:
+        """As in the notation of the profile."""
+        if self.percent is None:
+            return size(self.size_bytes)
+        return f"{self.percent:.6f}".rstrip("0").rstrip(".") + "%"
+
+
+def parse_share(text: str) -> Share:
+    """A percentage above 0 and up to 100, or a size. Raises ValueError with what would be valid."""
+    if match := _PERCENT.fullmatch(text):
+        if 0 < float(match[1]) <= 100:
+            return Share(percent=float(match[1]))
+        raise ValueError("expected a share above 0% and up to 100%")
+    if _SIZE.fullmatch(text) and (size_bytes := parse_size_bytes(text)):
+        return Share(size_bytes)
+    raise ValueError('expected a share such as "95%", or a size such as "5600MiB"')
 
 
 def parse_size_bytes(text: str) -> int:
@@ -22,6 +55,8 @@ def parse_size_bytes(text: str) -> int:
 
 def size(size_bytes: int) -> str:
     """`size_bytes` in the notation of the profile, in the largest unit that leaves no fraction."""
+    if not size_bytes:
+        return "0B"
     units = _SIZE_UNITS_BYTES.items()
     factor, unit = max((factor, unit) for unit, factor in units if size_bytes % factor == 0)
     return f"{size_bytes // factor}{unit}"

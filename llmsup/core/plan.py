@@ -116,14 +116,17 @@ class Placement:
 class Plan:
     """Who gets what, in the order of placing.
 
-    `refusal`: why it cannot work, with the arithmetic; empty where it can. `budget` is None where
-    there is no card, and `no_card` says why.
+    `refusal`: why it cannot work, with the arithmetic; empty where it can. `hint` is what would
+    help then, and `refused` are the services that do not fit. `budget` is None where there is no
+    card, and `no_card` says why.
     """
 
     placements: tuple[Placement, ...]
     budget: Budget | None
     refusal: str = ""
     no_card: str = ""
+    hint: str = ""
+    refused: tuple[str, ...] = ()
 
     @property
     def left_bytes(self) -> int:

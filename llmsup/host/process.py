@@ -23,9 +23,13 @@ DIGEST = "LLMSUP_LAUNCH"
 """The variable with the digest of the launch: what a process was started as, told by itself."""
 
 # Settings of llama-server that would act behind the profile's back: an inherited API key makes it
-# refuse what the gateway forwards while its /health stays good. And what lets the daemon, and
-# nobody in its name, speak to the service manager.
-_SCRUBBED = ("LLAMA_ARG_", "LLAMA_SERVER_", "LLAMA_API_KEY", *notify.VARIABLES)
+# refuse what the gateway forwards while its /health stays good; unified memory hides that a card is
+# full, and is slow instead. And what lets the daemon, and nobody in its name, speak to the service
+# manager.
+_SCRUBBED = (
+    *("LLAMA_ARG_", "LLAMA_SERVER_", "LLAMA_API_KEY", "GGML_CUDA_ENABLE_UNIFIED_MEMORY"),
+    *notify.VARIABLES,
+)
 _PASSING_ERRNOS = frozenset(
     {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EIO}
     | {errno.EDQUOT, errno.EROFS, errno.ESTALE}

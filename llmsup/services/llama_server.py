@@ -1,44 +1,97 @@
 """llama.cpp's server: its flags and its health endpoint."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from llmsup.config.schema import LlamaServer
+from llmsup.core.options import Options
 from llmsup.services.launch import Launch, Target, Via
+from llmsup.services.llama_help import Flags
+from llmsup.services.llama_options import asked
+
+LAYERS_MAX = 2**31 - 1
+"""Stands for "all" where it is not known how many there are; the engine takes no more than all."""
 
 
-def launch(spec: LlamaServer, *, name: str, binary: str, port: int) -> Launch:
+def launch(
+    spec: LlamaServer,
+    *,
+    name: str,
+    binary: str,
+    port: int,
+    options: Options | None = None,
+    device: str | None = None,
+    flags: Flags | None = None,
+) -> Launch:
     """The command line of one llama-server; `spec.args` come last, so that they have the last word.
 
-    `--fit off`: what goes where on the card is decided by the profile, not by the server.
-    `--ctx-size` is shared out: each of the `parallel` slots gets its part of it.
+    `options` are what was planned, and all of them are said: what the memory depends on is left to
+    no default. None: nothing was planned, the profile's own words hold, and a number of layers
+    that it leaves to a plan is 0. `device`: the UUID of the card that was planned with. `flags`
+    that the engine is known not to have are left out; None: it is taken to have them all.
     """
+    chosen = options or _unplanned(spec)
     argv = [
         *(binary, "--host", "127.0.0.1", "--port", str(port)),
-        *("--model", spec.model, "--alias", name, "--offline"),
-        *("--gpu-layers", str(spec.gpu_layers), "--fit", "off"),
-        *("--ctx-size", str(spec.ctx_size), "--parallel", str(spec.parallel)),
-        *("--cache-type-k", spec.cache_type_k, "--cache-type-v", spec.cache_type_v),
-        *("--flash-attn", spec.flash_attn, "--metrics"),
+        *("--model", spec.model, "--alias", name),
     ]
-    optional = (
-        ("--batch-size", spec.batch),
-        ("--ubatch-size", spec.ubatch),
-        ("--n-cpu-moe", spec.n_cpu_moe),
-    )
-    for flag, number in optional:
-        if number is not None:
-            argv += [flag, str(number)]
-    if spec.kv_unified is not None:
-        argv.append("--kv-unified" if spec.kv_unified else "--no-kv-unified")
+    for flag, *value in _said(chosen):
+        if flags is None or flag in flags.known:
+            argv += [flag, *value]
     if spec.readiness.tcp:
         target = Target(Via.TCP, port=port)
     else:
         target = Target(Via.HTTP, port=port, path=spec.readiness.http_get or "/health")
     return Launch(
-        argv=(*argv, *spec.args),
+        argv=(*argv, *_flash_attention(chosen, flags), *_verbosity(flags), *spec.args),
         target=target,
-        env=spec.env,
+        env=_env(chosen, device) | spec.env,
         ports=(port,),
         models=(Path(spec.model),),
         tells_work=True,
     )
+
+
+def _unplanned(spec: LlamaServer) -> Options:
+    return asked(spec, 0 if spec.gpu_layers == "auto" else LAYERS_MAX)
+
+
+def _said(options: Options) -> Iterator[tuple[str, ...]]:
+    yield ("--offline",)
+    yield "--gpu-layers", str(options.gpu_layers)
+    if not options.gpu_layers:
+        # With 0 layers alone the engine still takes a context and a compute buffer on the card.
+        yield "--device", "none"
+    yield "--n-cpu-moe", str(options.n_cpu_moe)
+    yield "--fit", "off"  # what goes where is decided for all services together
+    yield "--ctx-size", str(options.ctx_size)
+    yield "--parallel", str(options.parallel)
+    yield ("--kv-unified" if options.kv_unified else "--no-kv-unified",)
+    yield "--batch-size", str(options.batch)
+    yield "--ubatch-size", str(options.ubatch)
+    yield "--cache-type-k", options.cache_type_k
+    yield "--cache-type-v", options.cache_type_v
+    yield ("--metrics",)
+
+
+def _flash_attention(options: Options, flags: Flags | None) -> tuple[str, ...]:
+    """Older builds have a switch that is off by default, newer ones a choice of three."""
+    flag = "--flash-attn"
+    if flags is None or flag not in flags.bare:
+        return flag, options.flash_attn
+    return (flag,) if options.flash_attn == "on" else ()
+
+
+def _verbosity(flags: Flags | None) -> tuple[str, ...]:
+    """So much that it tells the size of each buffer; older builds do so anyway."""
+    return ("--verbosity", "4") if flags is None or flags.has_trace else ()
+
+
+def _env(options: Options, device: str | None) -> dict[str, str]:
+    """CUDA counts cards from the fastest on, NVML by their slots: a UUID is the same for both.
+
+    What stays off the card sees none: `--device none` does not hold for a projector or a draft.
+    """
+    if not options.gpu_layers:
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    return {} if device is None else {"CUDA_VISIBLE_DEVICES": device}

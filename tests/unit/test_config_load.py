@@ -68,7 +68,7 @@ mode = "duel"
 [service.chat]
 kind = "llama-server"
 model = "absent.gguf"
-gpu_layers = "auto"
+gpu_layers = "some"
 gpu_layer = 3
 port = "8001"
 [service.chat.restart]
@@ -151,6 +151,8 @@ def test_an_unreadable_env_file_is_a_problem(home: Path, content: bytes) -> None
         ("service.chat.port=9001", "port", 9001),
         ("service.chat.gpu_layers=all", "gpu_layers", "all"),
         ('service.chat.gpu_layers="all"', "gpu_layers", "all"),
+        ("service.chat.gpu_layers=auto", "gpu_layers", "auto"),
+        ("service.chat.gpu_layers=-1", "gpu_layers", "all"),
         ("service.chat.args=['--threads', '2']", "args", ("--threads", "2")),
         ("service.chat.env.WORKERS=3", "env", {"WORKERS": "3"}),
         ("service.chat.grace_period=2s", "grace_period_s", 2.0),
