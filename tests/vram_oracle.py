@@ -108,7 +108,7 @@ class Card:
         lines: list[str] = []
         with subprocess.Popen(
             [*command, "-lv", "4", "-fit", "off", "--no-warmup", "-t", "1"],
-            env={**os.environ, **self._card.environ},
+            env={**os.environ, **self._card.environ, "GGML_NO_BACKTRACE": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

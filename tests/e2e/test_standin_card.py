@@ -20,7 +20,7 @@ from tests.home import Home, free_ports, wait_until
 from tests.standin import StandIn
 
 OPTIONS = ("-lv", "4", "-fit", "off", "-c", "2048", "-np", "1", "-t", "1", "--no-warmup")
-LONG = "Tell me a story about a dog and a cat who went to sea in a boat. " * 20
+LONG = "Tell me a story about a dog and a cat who went to sea in a boat. " * 6
 
 READ_NVML = """
 import json, pynvml
@@ -40,7 +40,7 @@ class Server:
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 [*command, *options],
-                env={**os.environ, **card.environ, **environ},
+                env={**os.environ, **card.environ, "GGML_NO_BACKTRACE": "1", **environ},
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
@@ -190,6 +190,7 @@ def test_the_first_long_prompt_needs_more_and_may_end_the_server(
             loaded.chat(LONG)
         assert loaded.process.wait(30) == -signal.SIGABRT
         assert "CUDA error: out of memory" in loaded.text()
+        assert "ggml-cuda.cu:1: CUDA error" in loaded.text()
         card.give_back()
     with server(card, tmp_path / "log", "-ngl", "99") as loaded:
         loaded.wait_ready()
@@ -198,15 +199,20 @@ def test_the_first_long_prompt_needs_more_and_may_end_the_server(
 
 
 @pytest.mark.parametrize(
-    ("options", "environ"),
-    [(("--device", "none"), {}), (("-ngl", "99"), {"CUDA_VISIBLE_DEVICES": ""})],
+    ("options", "environ", "took_mib"),
+    [
+        (("--device", "none"), {}, 107),  # at -lv 4 it lists the devices, and that opens a context
+        (("--device", "none", "-lv", "3"), {}, 0),
+        (("-ngl", "99"), {"CUDA_VISIBLE_DEVICES": ""}, 0),
+    ],
 )
 def test_a_server_kept_off_the_card_takes_no_buffer_there(
-    card: StandIn, tmp_path: Path, options: tuple[str, ...], environ: dict[str, str]
+    card: StandIn, tmp_path: Path, options: tuple[str, ...], environ: dict[str, str], took_mib: int
 ) -> None:
     with server(card, tmp_path / "log", *options, **environ) as loaded:
         loaded.wait_ready()
         assert loaded.buffers() == {}
+        assert card.used_by(loaded.pid) == took_mib
         assert loaded.chat().strip()
 
 
