@@ -27,6 +27,7 @@ def service_info(
         "port": port,
         "model": unit.model,
         "gpu_layers": unit.gpu_layers,
+        "layers": None,
         "planned_bytes": None,
         "measured_bytes": None,
         "restarts": service.restarts,

@@ -72,7 +72,7 @@ class Stack:
         routes = effective_routes(profile)
         self._troubles = troubles
         self._journal = Journal(paths.events, troubles)
-        self._card = CardWatch(Nvml().read, read_clocks, self._note_card)
+        self._card = CardWatch(Nvml(profile.gpu.device).read, read_clocks, self._note_card)
         self._evidence = Evidence(
             paths.crashes,
             secrets=lambda: loaded.api_keys,

@@ -122,10 +122,6 @@ def _unit(
             case Command():
                 return command.launch(service)
 
-    def prepare() -> None:
-        if isinstance(service, LlamaServer):
-            engine.learn(binaries.llama_server(service.binary, environ), paths.engines)
-
     unit = Unit(
         name=name,
         kind=str(service.__struct_config__.tag),
@@ -137,11 +133,23 @@ def _unit(
         liveness=service.liveness,
         depends_on=service.depends_on,
         port=port,
-        prepare=prepare,
+        prepare=_asking(service, paths, environ),
         model=Path(service.model).name if isinstance(service, LlamaServer) else None,
         gpu_layers=service.gpu_layers if isinstance(service, LlamaServer) else None,
     )
     return replace(unit, is_gpu_busy=is_gpu_busy) if unit.uses_card else unit
+
+
+def _asking(
+    service: Service, paths: Paths, environ: Mapping[str, str]
+) -> Callable[[], None] | None:
+    if not isinstance(service, LlamaServer):
+        return None
+
+    def prepare() -> None:
+        engine.learn(binaries.llama_server(service.binary, environ), paths.engines)
+
+    return prepare
 
 
 def _created(directory: Path) -> Path:

@@ -37,7 +37,8 @@ class GpuInfo(TypedDict):
 
 class ServiceInfo(TypedDict):
     """One service. `why` explains any state that is not plainly good; `uptime_s` is null while
-    there is no process.
+    there is no process. `gpu_layers` of `layers` are on the card; `layers` is null until a plan
+    was made. `measured_bytes`: what the card lost to it while it loaded.
     """
 
     service: str
@@ -49,6 +50,7 @@ class ServiceInfo(TypedDict):
     port: int | None
     model: str | None
     gpu_layers: int | str | None
+    layers: int | None
     planned_bytes: int | None
     measured_bytes: int | None
     restarts: int

@@ -10,13 +10,22 @@ Recurrence = Literal["", "all", "beside", "interval", "no heads", "no heads, no 
 """Which layers keep a state: none; all; all, beside their cache; all but each n-th; by heads."""
 
 
+Rope = Literal["all", "none", "sliding", "not each 4th"]
+"""The layers whose keys and queries are turned by their position."""
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Attention windows, caches and recurrent states of an architecture.
+    """Attention windows, caches and states of an architecture, and how its graph differs.
 
     `window`: the tokens of a sliding window where the header does not say. `window_period`: of so
     many layers all but the last slide; with `dense_first` all but the first. `has_cache`: keys and
-    values are kept at all.
+    values are kept at all. `windows_with_blocks`: there are windows only with so many layers.
+
+    `plain_norm`: its norms subtract the mean. `scales_rows`: the embedding is scaled by an input;
+    `scales_q`: the queries are scaled before attention. `norms_experts`: the weights of the chosen
+    experts are divided by their sum, where no key says. `drops_rows_late`: the rows without an
+    output are dropped after the last layer, not in it.
     """
 
     window: int = 0
@@ -29,10 +38,23 @@ class Architecture:
     has_cache: bool = True
     is_causal: bool = True
     caches_of_the_first: int = 0
+    windows_with_blocks: int = 0
     recurrence: Recurrence = ""
+    plain_norm: bool = False
+    scales_rows: bool = False
+    scales_q: bool = False
+    rope: Rope = "all"
+    norms_experts: bool = True
+    drops_rows_late: bool = False
+    adds_to_residual: bool = False
+    scales_embedding: bool = False
+    sums_branches: bool = False
+    squares: bool = False
+    weighs_late: bool = False
+    gates_by_sigmoid: bool = False
 
 
-def _sliding(period: int, **others: int | bool) -> Architecture:
+def _sliding(period: int, **others: int | bool | str) -> Architecture:
     return Architecture(window_period=period, has_windows=True, **others)  # type: ignore[arg-type]
 
 
@@ -40,38 +62,47 @@ UNKNOWN = Architecture(has_windows=False)
 """Of an architecture that is not listed: every layer attends to all tokens."""
 
 _PLAIN = Architecture()
-_ENCODER = Architecture(has_cache=False, is_causal=False)
+_ENCODER = Architecture(has_cache=False, is_causal=False, plain_norm=True)
 
 _TABLE: dict[str, Architecture] = {
     **dict.fromkeys(
         (
-            "llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "deepseek2", "glm4moe", "gemma",
-            "granite", "granitemoe", "mistral3", "smollm3", "starcoder2", "olmoe", "glm4",
-            "phi2", "phimoe", "stablelm", "internlm2", "command-r", "exaone", "nemotron",
+            "llama", "qwen2", "qwen3", "qwen3moe", "glm4moe", "gemma",
+            "granite", "granitemoe", "mistral3", "glm4",
+            "phimoe", "internlm2", "exaone",
             "qwen2vl", "qwen3vl", "qwen3vlmoe", "dots1", "ernie4_5", "ernie4_5-moe", "minicpm",
             "hunyuan-dense", "hunyuan-moe", "bailingmoe", "bailingmoe2", "seed_oss", "arcee",
-            "falcon", "olmo", "orion", "baichuan", "xverse", "deepseek", "minimax-m2", "chatglm",
-            "gptneox", "gpt2", "starcoder", "mpt", "bloom", "qwen", "dbrx", "grok", "arctic",
-            "apertus", "pangu-embedded", "plm", "minicpm3",
+            "baichuan", "xverse", "deepseek", "minimax-m2", "chatglm",
+            "qwen", "apertus", "pangu-embedded", "minicpm3",
         ),
         _PLAIN,
     ),
     **dict.fromkeys(
-        ("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "neo-bert",
-         "eurobert"),
-        _ENCODER,
+        ("starcoder2", "stablelm", "command-r", "nemotron", "olmo", "orion", "gptneox"),
+        Architecture(plain_norm=True),
+    ),
+    **dict.fromkeys(("gpt2", "starcoder"), Architecture(plain_norm=True, rope="none")),
+    "phi2": Architecture(plain_norm=True, scales_q=True, sums_branches=True),
+    **dict.fromkeys(("qwen2moe", "olmoe", "deepseek2"), Architecture(norms_experts=False)),
+    "smollm3": Architecture(rope="not each 4th"),
+    **dict.fromkeys(
+        ("nomic-bert", "nomic-bert-moe", "jina-bert-v3", "neo-bert", "eurobert"), _ENCODER
+    ),
+    **dict.fromkeys(
+        ("bert", "jina-bert-v2"),
+        Architecture(has_cache=False, is_causal=False, plain_norm=True, rope="none"),
     ),
     **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), _ENCODER),
-    "modern-bert": _sliding(3, dense_first=True, has_cache=False, is_causal=False),
+    "modern-bert": _sliding(3, dense_first=True, has_cache=False, is_causal=False, plain_norm=True),
     "gemma-embedding": _sliding(6, has_cache=False, is_causal=False),
-    "gemma2": _sliding(2, window=4096),
-    "gemma3": _sliding(6),
-    "gemma3n": _sliding(5, caches_of_the_first=20),
-    "gemma4": _sliding(0),
-    "gpt-oss": _sliding(2),
-    "cohere2": _sliding(4),
+    "gemma2": _sliding(2, window=4096, scales_q=True),
+    "gemma3": _sliding(6, scales_rows=True, scales_q=True),
+    "gemma3n": _sliding(5, caches_of_the_first=20, scales_rows=True),
+    "gemma4": _sliding(0, scales_rows=True),
+    "gpt-oss": _sliding(2, drops_rows_late=True, weighs_late=True, norms_experts=False),
+    "cohere2": _sliding(4, plain_norm=True, rope="sliding"),
     "cohere2moe": _sliding(4, dense_first=True),
-    "exaone4": _sliding(4, window=4096),
+    "exaone4": _sliding(4, window=4096, windows_with_blocks=64, rope="sliding"),
     "exaone-moe": _sliding(4, window=128),
     "olmo2": _sliding(4),
     "llama4": _sliding(4, window=8192, fixes_window=True),
@@ -84,7 +115,7 @@ _TABLE: dict[str, Architecture] = {
     "step35": _sliding(0),
     "maple": _sliding(0),
     "granite-swa": _sliding(0),
-    "phi3": Architecture(ignores_window=True),
+    "phi3": Architecture(ignores_window=True, scales_q=True, adds_to_residual=True),
     **dict.fromkeys(
         ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"),
         Architecture(has_cache=False, recurrence="all"),

@@ -97,9 +97,7 @@ class Choices:
 
         There is one for what may go off the card, and for what is required if `least` fits.
         """
-        room_bytes = max(0, room_bytes)
-        if self.demand.at_most_bytes is not None:
-            room_bytes = max(0, min(room_bytes, self.demand.at_most_bytes - 1))
+        room_bytes = self._allowed(room_bytes)
         reached = self._climb(0, -1, room_bytes)
         if reached < self.top:
             if len(self.rungs) > 1:
@@ -114,6 +112,14 @@ class Choices:
         if best is None:
             raise LookupError(self.demand.service)
         return best
+
+    def need(self, room_bytes: int) -> int:
+        """What the whole model takes, and no more than it may use of `room_bytes`."""
+        room_bytes = self._allowed(room_bytes)
+        if self.at_least(self.top, 0) >= room_bytes:
+            return room_bytes
+        whole = self.at(self.top, 0)
+        return room_bytes if whole is None else min(whole.device_bytes, room_bytes)
 
     def best_untouched(self, room_bytes: int) -> Choice | None:
         """The best known with nothing taken from the service."""
@@ -142,6 +148,10 @@ class Choices:
             options = self._options(step, self._rung(rung))
             self._bounds[key] = self.demand.buffers_at_least(options) if options.gpu_layers else 0
         return self._bounds[key]
+
+    def _allowed(self, room_bytes: int) -> int:
+        most_bytes = self.demand.at_most_bytes
+        return max(0, room_bytes if most_bytes is None else min(room_bytes, most_bytes - 1))
 
     def _rung(self, rung: int) -> Options:
         return self.rungs[rung] if rung else self.demand.asked  # no ladder unless it is needed

@@ -217,7 +217,8 @@ class _Layers:
         return f"{self.name}.{key}" in self.model.metadata
 
     def _window(self) -> int:
-        if self.traits.ignores_window:
+        only = self.traits.windows_with_blocks
+        if self.traits.ignores_window or (only and self.count != only):
             return 0
         said = self.number("attention.sliding_window", self.traits.window)
         return self.traits.window if said and self.traits.fixes_window else said

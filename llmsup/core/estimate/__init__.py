@@ -2,7 +2,8 @@
 
 from functools import lru_cache
 
-from llmsup.core.estimate.closed_form import bound, closed_form
+from llmsup.core.estimate.closed_form import bound
+from llmsup.core.estimate.compute import compute_bytes
 from llmsup.core.estimate.effective import Effective, effective
 from llmsup.core.estimate.kv_cache import cache_of_block
 from llmsup.core.estimate.pool import pool_bytes
@@ -26,10 +27,10 @@ def estimate(shape: ModelShape, options: Options) -> Estimate:
     weights = _weights(shape, chosen)
     cache = _cache(shape, chosen)
     known = shape.is_known
-    compute = closed_form(shape, chosen) if known else bound(shape, chosen)
+    compute, on_host = compute_bytes(shape, chosen) if known else (bound(shape, chosen), 0)
     return Estimate(
         device=Sizes(weights.device_bytes, cache.device_bytes, compute),
-        host=Sizes(weights.host_bytes, cache.host_bytes, 0),
+        host=Sizes(weights.host_bytes, cache.host_bytes, on_host),
         basis=Basis.GRAPH if known else Basis.BOUND,
     )
 

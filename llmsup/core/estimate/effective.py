@@ -36,6 +36,7 @@ class Effective:
     k_type: int
     v_type: int
     flash_attn: bool
+    has_kernel: bool
     pooled: bool
     kv_offload: bool
     op_offload: bool
@@ -75,10 +76,11 @@ def effective(shape: ModelShape, options: Options) -> Effective:
         shared_slots=slots if options.kv_unified else 1,
         batch=ubatch,
         tokens=tokens,
-        outputs=batch if pooled else slots,
+        outputs=min(tokens, batch) if pooled else slots,
         k_type=_TYPE_IDS.get(options.cache_type_k.lower(), _F16),
         v_type=_TYPE_IDS.get(options.cache_type_v.lower(), _F16),
         flash_attn=_flash_attention(shape, options),
+        has_kernel=_has_kernels(shape),
         pooled=pooled,
         kv_offload=options.kv_offload,
         op_offload=options.op_offload,
@@ -97,6 +99,10 @@ def _flash_attention(shape: ModelShape, options: Options) -> bool:
     type_v = TYPES[_TYPE_IDS.get(options.cache_type_v.lower(), _F16)]
     if options.flash_attn == "on" or type_v.block > 1:
         return True
+    return _has_kernels(shape)
+
+
+def _has_kernels(shape: ModelShape) -> bool:
     return all(
         has_kernel(*heads_of(shape, number))
         for number, block in enumerate(shape.blocks[: shape.trunk])

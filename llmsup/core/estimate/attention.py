@@ -1,0 +1,299 @@
+"""Attention: queries, keys and values, the cache they go through, and what comes of it."""
+
+from math import prod
+
+from llmsup.core.estimate.builder import Builder
+from llmsup.core.estimate.graph import CARD, HOST, Tensor, cache, matmul, op, same, view
+from llmsup.core.estimate.kv_cache import row_bytes, widths
+from llmsup.core.ggml import TYPES
+
+_F16_ID = 1
+_F16, _F32 = 2, 4
+_ROW_ELEMENTS = 512
+
+
+def attention(b: Builder, x: Tensor) -> Tensor:
+    """Attention of the present layer on what its norm gave."""
+    if b.has("attn_kv_a_mqa"):
+        if b.shape.number("attention.key_length_mla"):
+            return _absorbed(b, x)
+        return _latent(b, x)
+    q, k, v = qkv(b, x)
+    q = _turned(b, _head_norm(b, q, "attn_q_norm"))
+    k = _turned(b, _head_norm(b, k, "attn_k_norm"))
+    if b.traits.scales_q:
+        q = same("scale", q)
+    return b.needed("attn_output", attend(b, q, k, v, sinks=b.weight("attn_sinks.weight")))
+
+
+def qkv(b: Builder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, by heads."""
+    block, tokens = b.block, b.tokens
+    heads, kv_heads = block.heads, block.kv_heads
+    shapes = (
+        (block.key_length, heads, tokens),
+        (block.key_length, kv_heads, tokens),
+        (block.value_length, kv_heads, tokens),
+    )
+    fused = b.product("attn_qkv", x)
+    if fused is not None:
+        q, k, v = (view(fused, each) for each in shapes)
+        return q, k, v
+    made = []
+    for name, each in zip(("attn_q", "attn_k", "attn_v"), shapes, strict=True):
+        product = b.product(name, x)
+        if product is None:
+            product = op("mul_mat", (each[0] * each[1], tokens), x)
+        made.append(view(product, each))
+    return made[0], made[1], made[2]
+
+
+def _head_norm(b: Builder, x: Tensor, name: str) -> Tensor:
+    """The norm of queries or keys, where there is one: of each head, or of all in one."""
+    found = b.block.weights.get(f"{name}.weight")
+    if found is None:
+        return x
+    if prod(found.shape) == x.shape[0] or len(found.shape) > 1:
+        return b.norm(x, name)
+    width = (x.shape[0] * x.shape[1], b.tokens)
+    whole = x.srcs[0]
+    if whole.shape != width:
+        whole = op("cont", width, x)
+    return view(b.norm(whole, name), x.shape)
+
+
+def _turned(b: Builder, x: Tensor) -> Tensor:
+    match b.traits.rope:
+        case "none":
+            return x
+        case "sliding" if b.has_windows and not b.block.window:
+            return x
+        case "not each 4th" if b.number % 4 == 3:
+            return x
+    return b.rope(x)
+
+
+def _latent_queries(b: Builder, x: Tensor, length: int) -> Tensor:
+    if b.has("attn_q"):
+        q = b.needed("attn_q", x)
+    else:
+        q = b.needed("attn_q_b", b.norm(b.needed("attn_q_a", x), "attn_q_a_norm"))
+    return view(q, (length, b.block.heads, b.tokens))
+
+
+def _absorbed(b: Builder, x: Tensor) -> Tensor:
+    """Multi-head latent attention: one short key for all heads serves as value too."""
+    tokens, heads = b.tokens, b.block.heads
+    rank = int(b.shape.number("attention.kv_lora_rank"))
+    key = int(b.shape.number("attention.key_length_mla"))
+    turned = int(b.shape.number("rope.dimension_count"))
+    q = _latent_queries(b, x, key)
+    both = b.needed("attn_kv_a_mqa", x)
+    k_pe = b.rope(view(both, (turned, 1, tokens)))
+    latent = b.norm(view(both, (rank, tokens)), "attn_kv_a_norm")
+    q_pe = b.rope(view(q, (turned, heads, tokens)))
+    q_nope = view(view(q, (key - turned, heads, tokens)), (key - turned, tokens, heads))
+    k_b, v_b = b.weight("attn_k_b.weight"), b.weight("attn_v_b.weight")
+    absorbed = q_nope if k_b is None else matmul(k_b, q_nope, rank)
+    absorbed = view(absorbed, (rank, heads, tokens))
+    q = op("concat", (rank + turned, heads, tokens), absorbed, q_pe)
+    latent = view(latent, (rank, 1, tokens))
+    k = op("concat", (rank + turned, 1, tokens), latent, k_pe)
+    return b.needed("attn_output", attend(b, q, k, latent, v_mla=v_b))
+
+
+def _latent(b: Builder, x: Tensor) -> Tensor:
+    """Keys and values of all heads are made of a short one, and kept as such."""
+    block, tokens, heads = b.block, b.tokens, b.block.heads
+    key, value = block.key_length, block.value_length
+    rank = int(b.shape.number("attention.kv_lora_rank"))
+    turned = int(b.shape.number("rope.dimension_count"))
+    q = _latent_queries(b, x, key)
+    both = b.needed("attn_kv_a_mqa", x)
+    k_pe = b.rope(view(both, (turned, 1, tokens)))
+    kv = b.needed("attn_kv_b", b.norm(view(both, (rank, tokens)), "attn_kv_a_norm"))
+    k_nope = view(kv, (key - turned, heads, tokens))
+    v = op("cont", (value, heads, tokens), view(kv, (value, heads, tokens)))
+    q = b.rope(q)
+    repeated = op("repeat", (turned, heads, tokens), k_pe)
+    k = op("concat", (key, heads, tokens), k_nope, repeated)
+    return b.needed("attn_output", attend(b, q, k, v))
+
+
+def attend(
+    b: Builder,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    v_mla: Tensor | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """What queries find in the cache, once keys and values are in it."""
+    block, options = b.block, b.options
+    turns_v = False
+    if block.has_cache and v_mla is None:
+        # A quantised cache keeps keys and values turned, which spreads their outliers.
+        if TYPES[options.k_type].block > 1 and block.key_length % 64 == 0:
+            q = _hadamard(b, q, "k", block.key_length)
+            k = _hadamard(b, k, "k", block.key_length)
+        turns_v = TYPES[options.v_type].block > 1 and block.value_length % 64 == 0
+        if turns_v:
+            v = _hadamard(b, v, "v", 64)
+    order = (q, k, v) if b.has_windows or not block.has_cache else (q, v, k)
+    for each in order:
+        b.graph.expand(each)
+    cur = _from_cache(b, q, k, v, v_mla, sinks) if block.has_cache else _from_batch(b, q, k, v)
+    b.graph.expand(cur)
+    return _hadamard(b, cur, "v", 64) if turns_v else cur
+
+
+def _hadamard(b: Builder, x: Tensor, name: str, length: int) -> Tensor:
+    order = 64
+    while length % (2 * order) == 0:
+        order *= 2
+    sliding = "_swa" if b.block.window else ""
+    turn = b.input(f"{name}_rot{sliding}", _F32 * order * order, (order, order))
+    flat = view(x, (order, prod(x.shape) // order))
+    return view(op("mul_mat", flat.shape, turn, flat), x.shape)
+
+
+def _mask(b: Builder, cells: int) -> Tensor:
+    width = _F16 if b.options.flash_attn else _F32
+    return b.input("mask_swa" if b.block.window else "mask", width * cells * b.tokens)
+
+
+def _from_batch(b: Builder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention without a cache: all tokens of the batch to one another."""
+    tokens, heads, value = b.tokens, b.block.heads, b.block.value_length
+    mask = _mask(b, tokens)
+    q, k, v = (view(view(each, each.shape), each.shape) for each in (q, k, v))
+    if b.options.flash_attn:
+        halves = [Tensor("cpy", each.shape, each.size // 2, (each,), rows=1) for each in (k, v)]
+        cur = op("flash_attn", (value, heads, tokens), q, *halves, mask)
+        cur.host_only = not b.options.has_kernel
+        return view(cur, (value * heads, tokens))
+    kq = same("soft_max", op("mul_mat", (tokens, tokens, heads), k, q), mask)
+    v = same("cont", view(v, v.shape))
+    kqv = op("mul_mat", (value, tokens, heads), v, kq)
+    return op("cont", (value * heads, tokens), view(kqv, kqv.shape))
+
+
+def _from_cache(
+    b: Builder, q: Tensor, k: Tensor, v: Tensor, v_mla: Tensor | None, sinks: Tensor | None
+) -> Tensor:
+    block, options = b.block, b.options
+    cells = options.window_cells(block.window)
+    rows = cells * options.streams
+    home = CARD if options.kv_offload and b.home == CARD else HOST
+    key_width, value_width = widths(b.shape, block)
+    k_bytes = row_bytes(options.k_type, key_width) * rows
+    k_cache = cache(k_bytes, home)
+    _store(b, "k", view(k, (key_width, b.tokens)), k_cache, 8 * b.tokens)
+    k_view = view(k_cache, (), k_bytes + _padding(options.k_type, block.key_length))
+    if v_mla is None:
+        v_bytes = row_bytes(options.v_type, value_width) * rows
+        v_cache = cache(v_bytes, home)
+        if options.flash_attn:
+            _store(b, "v", view(v, (value_width, b.tokens)), v_cache, 8 * b.tokens)
+        else:
+            _store_turned(b, v, v_cache, value_width)
+        v_view = view(v_cache, (), v_bytes + _padding(options.v_type, block.value_length))
+    else:
+        rank = int(b.shape.number("attention.kv_lora_rank")) or block.value_length
+        unused = row_bytes(options.k_type, key_width) - row_bytes(options.k_type, rank)
+        v_view = view(k_view, (), k_bytes - unused + _padding(options.k_type, rank))
+    extra = [_mask(b, cells), *([] if sinks is None else [sinks])]
+    q = view(view(q, q.shape), q.shape)
+    k_view, v_view = view(k_view, (), k_view.size), view(v_view, (), v_view.size)
+    if options.flash_attn:
+        return _flash(b, q, k_view, v_view, extra, v_mla, rows)
+    return _plain(b, q, k_view, v_view, extra, v_mla, cells)
+
+
+def _store(b: Builder, name: str, rows: Tensor, into: Tensor, ids_bytes: int) -> None:
+    sliding = "_swa" if b.block.window else ""
+    ids = b.input(f"{name}_idxs{sliding}", ids_bytes)
+    stored = op("set_rows", (1,), rows, ids, into)
+    stored.root = into
+    b.graph.expand(stored)
+
+
+def _store_turned(b: Builder, v: Tensor, into: Tensor, width: int) -> None:
+    """Values lie column by column without flash attention: each element has its own row."""
+    if v.root is not None and prod(v.root.shape) != prod(v.shape):
+        v = op("cont", (width, b.tokens), v)
+    widest = max(widths(b.shape, each)[1] for each in b.shape.blocks)
+    rows = view(view(v, (width, b.tokens)), (1, width * b.tokens))
+    _store(b, "v", rows, into, 8 * b.tokens * widest)
+
+
+def _flash(
+    b: Builder,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra: list[Tensor],
+    v_mla: Tensor | None,
+    rows: int,
+) -> Tensor:
+    block, options, tokens = b.block, b.options, b.tokens
+    heads, kv_heads, value = block.heads, block.kv_heads, block.value_length
+    v_type = options.v_type
+    if v_mla is not None:
+        kv_heads, v_type = 1, options.k_type
+        value = int(b.shape.number("attention.kv_lora_rank")) or value
+    cur = op("flash_attn", (value, heads, tokens), q, k, v, *extra)
+    cur.host_only = not options.has_kernel
+    # Room for keys and values as half floats. Where the cache is on the card, MLA's are one.
+    if options.k_type != _F16_ID and options.has_kernel:
+        cur.size += -cur.size % 128 + _F16 * block.key_length * kv_heads * rows
+    if v_type != _F16_ID and options.has_kernel and (v_mla is None or k.home == HOST):
+        cur.size += -cur.size % 128 + _F16 * value * kv_heads * rows
+    if v_mla is not None:
+        width = v_mla.shape[1]
+        cur = matmul(v_mla, view(cur, (value, tokens, heads)), width)
+        cur = op("cont", (width, heads, tokens), view(cur, (width, heads, tokens)))
+        value = width
+    return view(cur, (value * heads, tokens))
+
+
+def _plain(
+    b: Builder,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra: list[Tensor],
+    v_mla: Tensor | None,
+    cells: int,
+) -> Tensor:
+    """Without flash attention the scores of all tokens and heads are alive at once."""
+    options, heads, value = b.options, b.block.heads, b.block.value_length
+    streams, tokens = options.streams, b.tokens // options.streams
+    kq = op("mul_mat", (cells, tokens, heads, streams), k, q)
+    kq = _capped(b, kq)
+    kq = same("soft_max", kq, *extra)
+    if v_mla is not None:
+        value = int(b.shape.number("attention.kv_lora_rank")) or value
+        size = row_bytes(options.k_type, value) * cells * streams
+        v = Tensor("cont", (), size, (view(v, (), v.size),), rows=1)
+    kqv = op("mul_mat", (value, tokens, heads, streams), v, kq)
+    if v_mla is not None:
+        value = v_mla.shape[1]
+        kqv = matmul(v_mla, kqv, value)
+    cur = op("cont", (value * heads, b.tokens), view(kqv, kqv.shape))
+    if not options.kv_offload:
+        cur.pinned = HOST
+    return cur
+
+
+def _capped(b: Builder, scores: Tensor) -> Tensor:
+    if b.shape.number("attn_logit_softcapping"):
+        return same("scale", same("unary", same("scale", scores)))
+    return scores
+
+
+def _padding(type_id: int, width: int) -> int:
+    if TYPES[type_id].block == 1 or width % _ROW_ELEMENTS == 0:
+        return 0
+    return row_bytes(type_id, -width % _ROW_ELEMENTS)

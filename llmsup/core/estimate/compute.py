@@ -1,0 +1,19 @@
+"""The compute buffers of one process: the graph is built, cut and replayed."""
+
+from llmsup.core.estimate.allocator import Replay
+from llmsup.core.estimate.builder import Builder
+from llmsup.core.estimate.effective import Effective
+from llmsup.core.estimate.model_graph import build
+from llmsup.core.estimate.splits import Placing, split
+from llmsup.core.shape import ModelShape
+
+
+def compute_bytes(shape: ModelShape, options: Effective) -> tuple[int, int]:
+    """The bytes of the compute buffers on the card and on the host."""
+    builder = Builder(shape, options)
+    build(builder)
+    nodes = builder.graph.nodes
+    placing = Placing(op_offload=options.op_offload)
+    placing.assign(nodes)
+    splits, copies = split(nodes, placing)
+    return Replay(placing.backends).run(splits, copies, builder.kept)

@@ -1,0 +1,147 @@
+"""The graph of a whole model: its input, its layers, its output, in the engine's order.
+
+The order is that of src/models/*.cpp and src/llama-graph.cpp of llama.cpp b11434.
+"""
+
+from llmsup.core.estimate.attention import attend, attention, qkv
+from llmsup.core.estimate.builder import Builder
+from llmsup.core.estimate.feed_forward import dense, feed_forward
+from llmsup.core.estimate.graph import HOST, Tensor, matmul, op, same, view, weight
+
+_F32 = 4
+_MEAN = 1
+
+
+def build(b: Builder) -> None:
+    """All of it."""
+    x = embedding(b)
+    for number in range(b.shape.trunk):
+        b.number = number
+        is_last = number == b.shape.trunk - 1
+        if not b.traits.is_causal:
+            x = _encoder(b, x, is_last=is_last)
+        else:
+            x = _layer(b, x, is_last=is_last)
+    if b.traits.is_causal:
+        _logits(b, x)
+    else:
+        _pool(b, x)
+
+
+def embedding(b: Builder) -> Tensor:
+    """The tokens as vectors. A second way in, for batches with other vectors, stays unused."""
+    width, tokens = b.shape.embedding, b.tokens
+    table = b.outer("token_embd.weight") or weight(0, HOST)
+    cur = op("get_rows", (width, tokens), table, b.input("tokens", 4 * tokens))
+    b.graph.expand(cur)
+    base = same("dup", b.input("mixed_embd", _F32 * width * tokens, (width, tokens)))
+    rows = op("get_rows", (width, tokens), table, b.input("mixed_tokens", 4 * tokens))
+    mixed = op("set_rows", (width, tokens), rows, b.input("mixed_slots", 8 * tokens), base)
+    mixed.root = base
+    b.graph.expand(mixed)
+    if b.shape.number("embedding_scale"):
+        cur = same("scale", cur)
+    if b.traits.scales_rows:
+        cur = same("mul", cur, b.input("scale_rows", _F32 * tokens))
+    b.graph.expand(cur)
+    if b.traits.scales_embedding:
+        cur = same("scale", cur)
+    types = b.outer("token_types.weight")
+    if types is not None:
+        cur = same("add", cur, view(types, (width,)))
+    places = b.outer("position_embd.weight")
+    if places is not None:
+        positions = b.input("positions", 4 * tokens)
+        cur = same("add", op("get_rows", (width, tokens), places, positions), cur)
+    if not b.traits.is_causal:
+        names = ("token_embd_norm.weight", "token_embd_norm.bias")
+        cur = b.norm_by(cur, *(b.outer(name) for name in names))
+    return cur
+
+
+def _layer(b: Builder, x: Tensor, *, is_last: bool) -> Tensor:
+    is_early = is_last and not b.traits.drops_rows_late
+    has_pre, has_middle = b.has("attn_norm"), b.has("ffn_norm")
+    has_post = b.has("post_attention_norm")
+    normed = b.norm(x, "attn_norm") if has_pre else x
+    cur = attention(b, normed)
+    if not has_middle and not has_post:
+        return _beside(b, x, normed, cur, is_early=is_early)
+    if is_early:
+        cur, x = b.outputs(cur), b.outputs(x)
+    if has_post and (has_middle or not has_pre):
+        cur = b.norm(cur, "post_attention_norm")
+    cur = _residual(b, cur)
+    middle = same("add", cur, x)
+    if has_middle:
+        cur = b.norm(middle, "ffn_norm")
+    else:
+        cur = b.norm(middle, "post_attention_norm") if has_pre else middle
+    cur = feed_forward(b, cur)
+    if b.has("post_ffw_norm"):
+        cur = b.norm(cur, "post_ffw_norm", pin=False)
+    cur = _residual(b, cur)
+    cur = same("add", middle, cur) if b.traits.adds_to_residual else same("add", cur, middle)
+    if is_last and not is_early:
+        b.graph.expand(cur)
+        cur = b.outputs(cur)
+    return cur
+
+
+def _residual(b: Builder, x: Tensor) -> Tensor:
+    return same("scale", x) if b.shape.number("residual_scale") else x
+
+
+def _beside(b: Builder, x: Tensor, normed: Tensor, cur: Tensor, *, is_early: bool) -> Tensor:
+    """Attention and feed-forward side by side, on what one norm gave."""
+    if is_early:
+        cur, x, normed = _in_order(b, cur, x, normed)
+    fed = feed_forward(b, normed)
+    if b.traits.sums_branches:
+        return same("add", same("add", cur, fed), x)
+    return same("add", same("add", fed, x), cur)
+
+
+def _in_order(b: Builder, *each: Tensor) -> tuple[Tensor, ...]:
+    return tuple(b.outputs(one) for one in each)
+
+
+def _encoder(b: Builder, x: Tensor, *, is_last: bool) -> Tensor:
+    """A layer of a model like BERT: it normalises what it adds up."""
+    q, k, v = qkv(b, x)
+    if b.traits.rope != "none":
+        q, k = b.rope(q), b.rope(k)
+    cur = b.needed("attn_output", attend(b, q, k, v))
+    if is_last:
+        cur, x = b.outputs(cur), b.outputs(x)
+    middle = b.norm(same("add", cur, x), "attn_output_norm")
+    cur = same("add", dense(b, middle), middle)
+    return b.norm(cur, "layer_output_norm")
+
+
+def _logits(b: Builder, x: Tensor) -> None:
+    names = ("output_norm.weight", "output_norm.bias")
+    if b.shape.architecture.startswith("lfm2"):
+        names = ("token_embd_norm.weight", "token_embd_norm.bias")
+    cur = b.norm_by(x, *(b.outer(name) for name in names), pin=False)
+    matrix = b.output()
+    if matrix is not None and len(matrix.shape) > 1:
+        cur = matmul(matrix, cur, matrix.shape[1])
+    bias = b.outer("output.bias")
+    if bias is not None:
+        cur = same("add", cur, bias)
+    b.graph.expand(cur)
+
+
+def _pool(b: Builder, x: Tensor) -> None:
+    """One vector for each sequence."""
+    b.graph.expand(x)
+    slots = b.options.slots
+    width, rows = x.shape
+    pooling = b.shape.number("pooling_type")
+    if pooling == _MEAN:
+        mean = b.input("mean", _F32 * rows * slots, (rows, slots))
+        turned = same("cont", view(x, (rows, width)))
+        b.graph.expand(op("mul_mat", (width, slots), turned, mean))
+    elif pooling:
+        b.graph.expand(op("get_rows", (width, slots), x, b.input("cls", 4 * slots)))
