@@ -147,12 +147,16 @@ def test_two_servers_share_the_card_and_a_killed_one_gives_its_memory_back(
     assert card.free_mib == at_first
 
 
-def test_memory_lingers_after_a_death_where_it_should(card_library: Path, tmp_path: Path) -> None:
-    card = StandIn(tmp_path, card_library, linger_ms=500)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_memory_lingers_after_an_end_where_it_should(
+    card_library: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    card = StandIn(tmp_path, card_library, linger_ms=2000)
     _, free, _ = nvml(card)
     with server(card, tmp_path / "log", "-ngl", "99") as loaded:
         loaded.wait_ready()
-    assert nvml(card)[1] < free
+        loaded.end(number)
+    assert (free - nvml(card)[1]) / 2**20 > 107 + 92
     wait_until(lambda: nvml(card)[1] == free, "the memory is back")
 
 

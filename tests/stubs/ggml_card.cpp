@@ -127,7 +127,12 @@ void * map(size_t size) {
 void buffer_free(ggml_backend_buffer_t buffer) {
     auto * memory = static_cast<Memory *>(buffer->context);
     munmap(memory->base, memory->size);
-    take(memory->device, -static_cast<long long>(memory->size));
+    card_file file;
+    card_read(&file, nullptr, nullptr);
+    // weights and cache are freed by who ends, and a driver that is slow is so there too
+    if (file.linger_ms == 0 || buffer->usage == GGML_BACKEND_BUFFER_USAGE_COMPUTE) {
+        take(memory->device, -static_cast<long long>(memory->size));
+    }
     delete memory;
 }
 
