@@ -1,7 +1,10 @@
 """Models whose memory was measured on the card without a GPU: tests/data/vram-cells-*.csv.gz."""
 
+from llmsup.core.gguf import Model
+from llmsup.core.gguf_header import parse
+from tests import gguf_files
 from tests.gguf_files import Item
-from tests.unseen_shapes import Shape
+from tests.unseen_shapes import Shape, header
 
 _GRANITE: dict[str, Item] = {
     "logit_scale": ("f32", 8.0),
@@ -177,3 +180,11 @@ MODELS: dict[str, Shape] = {
         },
     ),
 }  # fmt: skip
+
+
+def unseen(name: str) -> Model:
+    """The model of that name; its header is really written, and really read."""
+    written, data_bytes = gguf_files.header(*header(MODELS[name]))
+    parsed = parse(written, len(written) + data_bytes)
+    assert parsed is not None
+    return Model((parsed,))
