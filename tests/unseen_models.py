@@ -4,7 +4,8 @@ from llmsup.core.gguf import Model
 from llmsup.core.gguf_header import parse
 from tests import gguf_files
 from tests.gguf_files import Item
-from tests.unseen_shapes import Shape, header
+from tests.unseen_layers import Shape
+from tests.unseen_shapes import header
 
 _GRANITE: dict[str, Item] = {
     "logit_scale": ("f32", 8.0),

