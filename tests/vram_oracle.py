@@ -2,11 +2,13 @@
 
     python -m tests.vram_oracle check CELLS.csv.gz --models DIR [--count N] [--seed N]
     python -m tests.vram_oracle measure CELLS.csv.gz [--model NAME ...] [--count N] [--seed N]
+        [--no-op-offload]
 
 `check` measures cells of a file anew and tells which differ by more than 0.1 MiB; DIR has the
 models as NAME.gguf. `measure` makes the models of tests/unseen_models.py, measures some cells of
 each, and adds those to the file that it did not have. A cell is one load: the sparse model has the
 right metadata and shapes but no data, and the server is ended when it has reserved its buffers.
+The cells of tests/data/vram-cells-no-op-offload.csv.gz were measured with that option.
 """
 
 import argparse
@@ -93,7 +95,9 @@ COLUMNS.append("total_mib")
 class Card:
     """A card large enough for everything, on which nothing is kept."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *said: str) -> None:
+        """`said` are options of every load beside those of its cell."""
+        self._said = said
         missing = standin.why_not()
         if missing:
             sys.exit(f"error: {missing}")
@@ -108,7 +112,7 @@ class Card:
         taken = {"model": 0.0, "KV": 0.0, "RS": 0.0, "compute": 0.0}
         lines: list[str] = []
         with subprocess.Popen(
-            [*command, "-lv", "4", "-fit", "off", "--no-warmup", "-t", "1"],
+            [*command, *self._said, "-lv", "4", "-fit", "off", "--no-warmup", "-t", "1"],
             env={**os.environ, **self._card.environ, "GGML_NO_BACKTRACE": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -218,12 +222,12 @@ def _is_possible(shape: Shape, cell: Cell) -> bool:
     return not on_host or cache_bytes <= HOST_CACHE_MAX_BYTES
 
 
-def measure(path: Path, names: Iterable[str], count: int, seed: int) -> None:
+def measure(path: Path, names: Iterable[str], count: int, seed: int, *said: str) -> None:
     """Add cells to the file; what could not be loaded is told and left out."""
     known = read(path)
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        card = Card(place)
+        card = Card(place, *said)
         for name in names:
             model = write_sparse(place / f"{name}.gguf", *header(MODELS[name]))
             fresh = [cell for cell in some_cells(name, count, seed) if cell not in known]
@@ -266,9 +270,11 @@ def main() -> None:
     parser.add_argument("--model", action="append")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-op-offload", action="store_true", help="for a file of its own")
     asked = parser.parse_args()
     if asked.what == "measure":
-        measure(asked.cells, asked.model or MODELS, asked.count, asked.seed)
+        said = ["--no-op-offload"] if asked.no_op_offload else []
+        measure(asked.cells, asked.model or MODELS, asked.count, asked.seed, *said)
     if asked.what == "check":
         sys.exit(check(asked.cells, asked.models, asked.count, asked.seed) > 0)
 
