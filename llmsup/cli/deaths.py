@@ -62,6 +62,7 @@ def _block(death: KeptDeath, width: int | None, colour: bool, zone: tzinfo | Non
         ("hint", death["hint"]),
         ("memory", _memory(death["memory"])),
         ("gpu", _gpu(death["gpu"])),
+        ("plan", death["plan"]["reason"] if death["plan"] else ""),
     ):
         lines += _wrapped(render.cleaned(text), label, width) if text else []
     said = [render.cleaned(line) for line in death["output"][-SAID_LINES:]]

@@ -128,7 +128,7 @@ def _llama_server(service: LlamaServer) -> Iterator[tuple[str, str]]:
         elif "cache_type" in degrade:
             yield "degrade", f'{needs}; drop flash_attn = "off" or "cache_type"'
     if degrade and service.gpu_layers != "auto":
-        yield "degrade", 'only with gpu_layers = "auto"; another number is taken as it is'
+        yield "degrade", 'only with gpu_layers = "auto"; a number of layers is taken as it is'
     elif degrade and service.pinned:
         yield "degrade", "contradicts pinned = true: what is pinned is never made smaller"
     if len(set(degrade)) < len(degrade):
