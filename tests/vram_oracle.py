@@ -95,14 +95,11 @@ COLUMNS.append("total_mib")
 class Card:
     """A card large enough for everything, on which nothing is kept."""
 
-    def __init__(self, directory: Path, *said: str) -> None:
+    def __init__(self, directory: Path, library: Path, *said: str) -> None:
         """`said` are options of every load beside those of its cell."""
         self._said = said
-        missing = standin.why_not()
-        if missing:
-            sys.exit(f"error: {missing}")
         self._card = standin.StandIn(
-            directory, standin.build(directory), total_mib=2**20, overhead_mib=0, no_data=True
+            directory, library, total_mib=2**20, overhead_mib=0, no_data=True
         )
 
     def load(self, model: Path, cell: Cell) -> Taken | str:
@@ -227,7 +224,7 @@ def measure(path: Path, names: Iterable[str], count: int, seed: int, *said: str)
     known = read(path)
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        card = Card(place, *said)
+        card = Card(place, standin.build(place), *said)
         for name in names:
             model = write_sparse(place / f"{name}.gguf", *header(MODELS[name]))
             fresh = [cell for cell in some_cells(name, count, seed) if cell not in known]
@@ -247,7 +244,7 @@ def check(path: Path, models: Path, count: int, seed: int) -> int:
     chosen = random.Random(seed).sample(list(known), min(count, len(known)))
     wrong = 0
     with tempfile.TemporaryDirectory() as directory:
-        card = Card(Path(directory))
+        card = Card(Path(directory), standin.build(Path(directory)))
         for cell, taken in card.load_all((models / f"{cell.model}.gguf", cell) for cell in chosen):
             said = known[cell]
             if isinstance(taken, str) or any(
@@ -272,6 +269,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-op-offload", action="store_true", help="for a file of its own")
     asked = parser.parse_args()
+    if missing := standin.why_not():
+        sys.exit(f"error: {missing}")
     if asked.what == "measure":
         said = ["--no-op-offload"] if asked.no_op_offload else []
         measure(asked.cells, asked.model or MODELS, asked.count, asked.seed, *said)

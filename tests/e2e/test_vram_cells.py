@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import standin
 from tests.gguf_files import write_sparse
 from tests.unseen_models import MODELS
 from tests.unseen_shapes import header
@@ -22,13 +21,13 @@ SAMPLES = (
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_cell_measured_anew_is_what_the_file_says(name: str, tmp_path: Path) -> None:
-    if missing := standin.why_not():
-        pytest.skip(missing)
+def test_a_cell_measured_anew_is_what_the_file_says(
+    name: str, card_library: Path, tmp_path: Path
+) -> None:
     cells = {cell: taken for cell, taken in read(CELLS).items() if cell.model == name}
     cell = random.Random(4).choice(list(cells))
     model = write_sparse(tmp_path / "model.gguf", *header(MODELS[name]))
-    taken = Card(tmp_path).load(model, cell)
+    taken = Card(tmp_path, card_library).load(model, cell)
     assert isinstance(taken, Taken), f"{cell}: {taken}"
     assert abs(taken.weights - cells[cell].weights) <= TOLERANCE_MIB, cell
     assert abs(taken.kv - cells[cell].kv) <= TOLERANCE_MIB, cell
