@@ -377,3 +377,36 @@ def test_a_reload_restarts_what_a_plan_would_not_give_any_more(
 
     assert layers(home, "chat") == 5
     assert home.service("code")["pid"] == code["pid"]
+
+
+def test_the_plan_that_is_shown_is_the_one_that_is_carried_out(
+    home: Home, cards: StubCards
+) -> None:
+    """Given servers that take what was planned, before the start and while they are up."""
+    set_free(cards, 2500)
+
+    def shown() -> dict[str, dict[str, Any]]:
+        result = home.cli("plan", str(home.profile), "--json")
+        assert result.returncode == 0, result.stderr
+        return {each["service"]: each for each in json.loads(result.stdout)["services"]}
+
+    profile(home, {"chat": {"priority": 10}, "code": {}})
+    before = shown()
+    takes = {name: str(each["total_bytes"] / MIB) for name, each in before.items()}
+    profile(
+        home,
+        {
+            "chat": {"priority": 10, "env": {"TAKES_MIB": takes["chat"]}},
+            "code": {"env": {"TAKES_MIB": takes["code"]}},
+        },
+    )
+    home.start()
+
+    carried_out = {name: layers(home, name) for name in before}
+    assert carried_out == {name: each["gpu_layers"] for name, each in before.items()}
+    assert carried_out["chat"] == LAYERS + 1
+    assert 0 < carried_out["code"] < LAYERS + 1
+    assert {name: each["gpu_layers"] for name, each in shown().items()} == carried_out
+    table = home.cli("status").stdout
+    assert f"{LAYERS + 1}/{LAYERS + 1}" in table
+    assert f"{carried_out['code']}/{LAYERS + 1}" in table
