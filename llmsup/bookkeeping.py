@@ -1,6 +1,7 @@
 """Keeps the ledger of the daemon: what each load took is read from the server's log, and kept."""
 
 import logging
+import time
 from pathlib import Path
 
 from llmsup.core.ledger import Key, Ledger, Record
@@ -11,9 +12,8 @@ from llmsup.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
-LOAD_LINES = 4000
-LOAD_BYTES = 1024 * 1024
-"""So much of the beginning of a generation's output is read: a load says less than 200 lines."""
+LOAD_BYTES = 512 * 1024
+"""So much of a generation's output is read: a load's lines take a tenth of that."""
 
 
 class Books:
@@ -29,20 +29,13 @@ class Books:
 
         Its log begins at `log_start` of `output`. Where that tells too little, nothing is learned.
         """
-        end = min(logfile.size_bytes(output), log_start + LOAD_BYTES)
-        lines = logfile.lines_between(output, log_start, end, LOAD_LINES, LOAD_BYTES)
-        found = llama_log.loaded(lines)
+        end = logfile.size_bytes(output)
+        found = llama_log.parse(logfile.first_lines(output, log_start, end, LOAD_BYTES))
         if not found.is_complete:
             log.info("the load of %s is not in its log; nothing is learned", output.stem)
             return
-        record = Record(
-            buffers=found.device,
-            overhead_bytes=took_bytes - found.device.total_bytes,
-            estimated=price.estimate.device,
-        )
-        if not record.is_believable:
-            log.info("%s: buffers and card do not agree; nothing is learned", output.stem)
-            return
+        estimated = price.estimate.device
+        record = Record(found.device, estimated, took_bytes, time.time(), found.extra_bytes)
         self.ledger = self.ledger.learn(key, record)
         self._save()
 

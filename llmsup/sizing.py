@@ -15,8 +15,9 @@ from llmsup.core import offload
 from llmsup.core.companions import Companion, accompanied, companion_of, companions_at_least
 from llmsup.core.device import Device, NoDevice, Reading
 from llmsup.core.estimate import buffers_at_least, estimate, off_card, pool_bytes
+from llmsup.core.fingerprint import fingerprint
 from llmsup.core.gguf import Model
-from llmsup.core.ledger import Key, Ledger, fingerprint
+from llmsup.core.ledger import Key, Ledger
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Degrade, Demand, Plan, Price
 from llmsup.core.shape import ModelShape, shape_of
@@ -92,13 +93,12 @@ class Sizing:
         spec = self._server(service)
         facts = self._read(service)
         ledger, build = self._ledger(), self._build(spec)
-        card = reading.name if isinstance(reading, Device) else ""
 
         @cache
         def price(options: Options) -> Price:
             if options.gpu_layers == 0 or isinstance(reading, NoDevice):
                 return Price(facts.off_card(options), overhead_bytes=0)
-            key = Key(facts.fingerprint, options, build, card)
+            key = Key(facts.fingerprint, options, build, _card(reading))
             return ledger.price(key, facts.on_card(options), pool_bytes(facts.shape, options))
 
         return Demand(
@@ -119,9 +119,8 @@ class Sizing:
 
     def key(self, service: str, options: Options, reading: Reading) -> Key:
         """By which a load with these options is known in the ledger. Raises ModelFileError."""
-        card = reading.name if isinstance(reading, Device) else ""
         build = self._build(self._server(service))
-        return Key(self._read(service).fingerprint, options, build, card)
+        return Key(self._read(service).fingerprint, options, build, _card(reading))
 
     def flaws(self, services: Iterable[str]) -> dict[str, ModelFileError]:
         """What is wrong with the model files of services, where something is."""
@@ -190,9 +189,8 @@ class Sizing:
         if known is not None and all(map(is_, known.models, models)):
             return known
         model, *others = models
-        facts = _Facts(
-            models, fingerprint(model), shape_of(model), tuple(map(companion_of, others))
-        )
+        marks = "+".join(map(fingerprint, models))
+        facts = _Facts(models, marks, shape_of(model), tuple(map(companion_of, others)))
         self._facts[service] = facts
         return facts
 
@@ -209,6 +207,11 @@ class Sizing:
         except LaunchError:
             return ""
         return "" if known is None else known.build
+
+
+def _card(reading: Reading | None) -> str:
+    """What a measurement on a card is true for: the card, and its driver."""
+    return f"{reading.uuid} {reading.driver}" if isinstance(reading, Device) else ""
 
 
 def default_headroom_bytes(total_bytes: int, *, is_wsl: bool) -> int:

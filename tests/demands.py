@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import product
 
 from llmsup.core.estimate import buffers_at_least, estimate, off_card, pool_bytes
@@ -152,14 +153,16 @@ def _search(usable_bytes: int, tables: Sequence[list[tuple[Options, int]]]) -> l
     return None
 
 
+@cache
 def of_published(name: str, service: str, **options: object) -> Demand:
-    """A published model, priced by the estimator."""
+    """A published model, priced by the estimator; what was priced once is remembered."""
     return of_shape(shape_of(published(name)), service, **options)
 
 
 def of_shape(shape: ModelShape, service: str, **options: object) -> Demand:
     """A model priced by the estimator; each process costs the driver 125 MiB more."""
 
+    @cache
     def price(chosen: Options) -> Price:
         if chosen.gpu_layers == 0:
             return Price(off_card(shape, chosen), 0)

@@ -27,7 +27,7 @@ TINY = Qwen(2, 256, 4, 2, 512, 1000)
 
 
 def write_qwen(path: Path, size: Qwen, *, architecture: str = "qwen2") -> Path:
-    """Write the file. Its vocabulary has the right length, of empty words."""
+    """Write the file. Its vocabulary has the right length, of words that mean nothing."""
     return write_sparse(path, _metadata(size, architecture), tuple(_tensors(size)))
 
 
@@ -45,7 +45,8 @@ def _metadata(size: Qwen, architecture: str) -> dict[str, Item]:
         "general.type": ("string", "model"),
         **{f"{architecture}.{key}": ("u32", value) for key, value in numbers.items()},
         f"{architecture}.attention.layer_norm_rms_epsilon": ("f32", 1e-6),
-        "tokenizer.ggml.tokens": ("string[]", [""] * size.vocabulary),
+        "tokenizer.ggml.tokens": ("string[]", [f"<t{n}>" for n in range(size.vocabulary)]),
+        "general.quantization_version": ("u32", 2),
     }
 
 

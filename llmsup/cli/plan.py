@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from llmsup.cli import plan_view, terminal
@@ -43,13 +43,15 @@ def plan(
     status = _status(home)
     loaded, missing = _looked(source, overrides, home, status)
     services = wanted(loaded.profile)
-    sizing = Sizing(loaded.profile, os.environ, lambda: ledger.load(home.ledger), home.engines)
+    learned = ledger.load(home.ledger)
+    sizing = Sizing(loaded.profile, os.environ, lambda: learned, home.engines)
     flaws = _flaws(sizing, services, missing)
     if missing is not None and len(flaws) == len(sizing.models(services)):
         raise missing
-    found = asyncio.run(Nvml(loaded.profile.gpu.device).read())
-    reading = supposed(found, total_bytes, free_bytes)
-    ours_bytes = _ours_bytes(status) if reading is found and isinstance(found, Device) else 0
+    nvml = Nvml(loaded.profile.gpu.device)
+    reading = supposed(lambda: asyncio.run(nvml.read()), total_bytes, free_bytes)
+    is_real = total_bytes is None and free_bytes is None and isinstance(reading, Device)
+    ours_bytes = _ours_bytes(status) if is_real else 0
     made = sizing.plan(reading, services, coming_back_bytes=ours_bytes)
     for word in _words(loaded, services, status, ours_bytes):
         terminal.say(word)
@@ -63,23 +65,24 @@ def plan(
         raise LlmsupError("\n".join(filter(None, errors)), hint=hint)
 
 
-def supposed(found: Reading, total_bytes: int | None, free_bytes: int | None) -> Reading:
-    """The card that was found, or the one that is asked about. Raises UsageError."""
+def supposed(
+    read: Callable[[], Reading], total_bytes: int | None, free_bytes: int | None
+) -> Reading:
+    """The card as `read` finds it, or the one that is asked about. Raises UsageError."""
     for option, size_bytes in (("--total", total_bytes), ("--free", free_bytes)):
         if size_bytes is not None and size_bytes <= 0:
             raise UsageError(f"{option} is not above zero", hint="llmsup plan --total 6141")
     if total_bytes is not None:
-        card = Device(0, "", WHAT_IF_NAME, "", total_bytes, total_bytes, 0)
-    elif free_bytes is None:
-        return found
-    elif isinstance(found, Device):
-        card = found
+        card: Reading = Device(0, "", WHAT_IF_NAME, "", total_bytes, total_bytes, 0)
     else:
+        card = read()
+    if free_bytes is None:
+        return card
+    if not isinstance(card, Device):
         raise UsageError(
-            f"--free is of a card, and there is none: {found.reason}",
+            f"--free is of a card, and there is none: {card.reason}",
             hint=f"say how large it is: --total 6141 --free {free_bytes // MIB}",
         )
-    free_bytes = card.free_bytes if free_bytes is None else free_bytes
     if free_bytes > card.total_bytes:
         raise UsageError(
             f"--free {free_bytes // MIB} is more than the card has: {card.total_bytes // MIB} MiB",

@@ -8,7 +8,7 @@ from llmsup.cli.render import cleaned, model_name
 from llmsup.cli.table import Column, Row, cut, fitted, painted, table
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Placement, Plan
-from llmsup.core.sizes import Basis
+from llmsup.core.sizes import Basis, Estimate, Item
 
 WORDS_WIDTH = 100
 MODEL_MIN_WIDTH = 12
@@ -157,9 +157,10 @@ def _notes(plan: Plan) -> Iterator[str]:
 def _breakdown(each: Placement, colour: bool) -> list[str]:
     """What one estimate consists of, and what it rests on."""
     price = each.price
+    items = () if price.is_measured else price.estimate.items
+    items = items or _buffers(price.estimate)
     rows = [
-        (f"  {item.what}", _tenths(item.device_bytes), _tenths(item.host_bytes))
-        for item in price.estimate.items
+        (f"  {item.what}", _tenths(item.device_bytes), _tenths(item.host_bytes)) for item in items
     ]
     if price.overhead_bytes:
         rows.append(("  driver: context and pools", _tenths(price.overhead_bytes), "-"))
@@ -169,6 +170,15 @@ def _breakdown(each: Placement, colour: bool) -> list[str]:
     columns = (Column(f"{each.service}, {basis}"), *_SIDES)
     head, *lines = table(columns, rows)
     return [painted(head, _BOLD if colour else ""), *lines]
+
+
+def _buffers(estimate: Estimate) -> tuple[Item, ...]:
+    device, host = estimate.device, estimate.host
+    return (
+        Item("weights", device.weights_bytes, host.weights_bytes),
+        Item("KV cache", device.kv_cache_bytes, host.kv_cache_bytes),
+        Item("compute buffer", device.compute_bytes, host.compute_bytes),
+    )
 
 
 def _tenths(size_bytes: int) -> str:

@@ -47,7 +47,7 @@ def status(snapshot: Status, *, width: int | None = None, colour: bool = False) 
     head = [header(snapshot)]
     if snapshot["gpu"] is not None:
         head.append(card(snapshot["gpu"]))
-    elif any(info["gpu_layers"] not in {None, 0} for info in snapshot["services"]):
+    elif any(_may_use_card(info) for info in snapshot["services"]):
         words = f"no GPU: {cleaned(snapshot['gpu_why'])}"
         head.append(painted(words, _YELLOW if colour else ""))
     troubles = snapshot["daemon"].get("troubles", [])  # none are told by an older daemon
@@ -205,6 +205,11 @@ def _service_row(info: ServiceInfo) -> Row:
     )
 
 
+def _may_use_card(info: ServiceInfo) -> bool:
+    """Whether its profile asks for layers; one that a plan was made for may have got none."""
+    return info["gpu_layers"] not in {None, 0} or info.get("layers") is not None
+
+
 def _layers(info: ServiceInfo) -> str:
     """Those on the card, of all: "19/29"; what the profile says while nothing is planned."""
     asked, layers = info["gpu_layers"], info.get("layers")  # an older daemon does not tell
@@ -214,9 +219,9 @@ def _layers(info: ServiceInfo) -> str:
 
 
 def _vram(planned_bytes: int | None, measured_bytes: int | None) -> str:
-    """Planned against measured: "3.2/3.3 GiB"; what is planned while it loads."""
+    """Planned against measured: "3.2/3.3 GiB"; what is planned while it loads; "-": nothing."""
     known = [size for size in (planned_bytes, measured_bytes) if size is not None]
-    return f"{'/'.join(f'{size / 2**30:.1f}' for size in known)} GiB" if known else "-"
+    return f"{'/'.join(f'{size / 2**30:.1f}' for size in known)} GiB" if any(known) else "-"
 
 
 def _moment(info: EventInfo, zone: tzinfo | None) -> datetime:

@@ -1,27 +1,33 @@
-"""The file of the ledger: the daemon writes it, `llmsup plan` reads it, too."""
+"""The ledger in its file. The daemon writes it; others may read it at any time."""
 
+import logging
 from pathlib import Path
 
-import msgspec
+from llmsup.core.ledger import Ledger
+from llmsup.host.sealed import Sealed
 
-from llmsup.core.ledger import Key, Ledger, Record
-from llmsup.host import sealed
+log = logging.getLogger(__name__)
 
 VERSION = 1
+MAX_BYTES = 8 * 1024 * 1024
 
-
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    key: Key
-    records: tuple[Record, ...]
+_FILE = Sealed("ledger", Ledger, VERSION, MAX_BYTES)
 
 
 def save(path: Path, ledger: Ledger) -> None:
     """Replace the file. Raises OSError."""
-    entries = [_Entry(key, records) for key, records in ledger.entries.items()]
-    sealed.save(path, VERSION, msgspec.json.encode(entries), key="entries")
+    _FILE.save(path, ledger)
 
 
 def load(path: Path) -> Ledger:
-    """What was saved; an empty ledger where that cannot be trusted."""
-    entries = sealed.load(path, VERSION, tuple[_Entry, ...], key="entries") or ()
-    return Ledger({each.key: each.records for each in entries})
+    """What was saved; an empty one where there is none or it cannot be trusted (set aside)."""
+    return _FILE.load(path) or Ledger()
+
+
+def peek(path: Path) -> Ledger:
+    """The same for who does not own it: an unreadable one counts as empty and stays in place."""
+    try:
+        return _FILE.read(path) or Ledger()
+    except (OSError, ValueError, RecursionError) as error:
+        log.warning("%s cannot be read (%s)", path, error)
+        return Ledger()

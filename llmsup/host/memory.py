@@ -9,9 +9,11 @@ from pathlib import Path
 
 import msgspec
 
-from llmsup.host import procfs, sealed
+from llmsup.host import procfs
+from llmsup.host.sealed import Sealed
 
 VERSION = 1
+MAX_BYTES = 4 * 1024 * 1024
 
 
 class Remembered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,20 +39,26 @@ class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     services: dict[str, Remembered] = {}
 
 
+_FILE = Sealed("memory", Memory, VERSION, MAX_BYTES)
+
+
 def save(path: Path, memory: Memory) -> None:
-    """Replace the file. After a power cut there is nothing to adopt. Raises OSError."""
-    sealed.save(path, VERSION, msgspec.json.encode(memory), key="memory")
+    """Replace the file. Not synced to the disk: after a power cut there is nothing to adopt.
+
+    Raises OSError.
+    """
+    _FILE.save(path, memory)
 
 
 def forget(path: Path) -> None:
     """Remove the file. Raises OSError."""
-    sealed.forget(path)
+    _FILE.forget(path)
 
 
 def load(path: Path, profile_path: str) -> Memory:
     """What was saved during this boot with this profile; nothing where that cannot be trusted."""
     nothing = Memory(procfs.boot_id(), profile_path)
-    memory = sealed.load(path, VERSION, Memory, key="memory")
+    memory = _FILE.load(path)
     if memory is None:
         return nothing
     is_ours = (memory.boot_id, memory.profile_path) == (nothing.boot_id, profile_path)

@@ -1,12 +1,13 @@
-"""A small file of state: versioned, with a checksum, and replaced whole or not at all.
+"""A value in a file of its own: whole or not at all, versioned, with a checksum.
 
-One that cannot be trusted is set aside, never fatal.
+One that cannot be trusted is set aside and said, never fatal.
 """
 
 import hashlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -16,50 +17,59 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-MAX_BYTES = 4 * 1024 * 1024
 
+@dataclass(frozen=True)
+class Sealed(Generic[T]):
+    """A kind of such files. `name` is the key that the value stands under."""
 
-def save(path: Path, version: int, content: bytes, *, key: str) -> None:
-    """Replace the file; `content` is JSON, kept under `key`. Not synced to the disk.
+    name: str
+    type: type[T]
+    version: int
+    max_bytes: int
 
-    Raises OSError.
-    """
-    sha256 = hashlib.sha256(content).hexdigest()
-    file = {"version": version, "sha256": sha256, key: msgspec.Raw(content)}
-    replace_file(path, _spare(path), msgspec.json.encode(file))
+    def save(self, path: Path, value: T) -> None:
+        """Replace the file. Not synced to the disk. Raises OSError."""
+        content = msgspec.json.encode(value)
+        file = {
+            "version": self.version,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            self.name: msgspec.Raw(content),
+        }
+        replace_file(path, _spare(path), msgspec.json.encode(file))
 
+    def forget(self, path: Path) -> None:
+        """Remove the file. Raises OSError."""
+        _spare(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
-def load(path: Path, version: int, kind: type[T], *, key: str) -> T | None:
-    """What was saved; None where there is nothing that can be trusted."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError("too large")
-        return _decode(path.read_bytes(), version, kind, key)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        _set_aside(path, error)
-        return None
+    def load(self, path: Path) -> T | None:
+        """What was saved; None where there is no such file or it is set aside."""
+        try:
+            return self.read(path)
+        except (OSError, ValueError, RecursionError) as error:
+            _set_aside(path, error)
+            return None
 
+    def read(self, path: Path) -> T | None:
+        """The same for a reader that leaves the file where it is.
 
-def forget(path: Path) -> None:
-    """Remove the file. Raises OSError."""
-    _spare(path).unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
-
-
-def _decode(written: bytes, version: int, kind: type[T], key: str) -> T:
-    """Raises ValueError."""
-    file = msgspec.json.decode(written, type=dict[str, msgspec.Raw])
-    if not {"version", "sha256", key} <= file.keys():
-        raise ValueError("something is missing")
-    found = msgspec.json.decode(file["version"], type=int)
-    if found != version:
-        raise ValueError(f"its version is {found}, not {version}")
-    content = bytes(file[key])
-    if hashlib.sha256(content).hexdigest() != msgspec.json.decode(file["sha256"], type=str):
-        raise ValueError("its checksum is wrong")
-    return msgspec.json.decode(content, type=kind)
+        Raises OSError, ValueError or RecursionError where it cannot be read or trusted.
+        """
+        try:
+            if path.stat().st_size > self.max_bytes:
+                raise ValueError("too large")
+            file = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+        except FileNotFoundError:
+            return None
+        version, digest, content = (
+            file.get(key, msgspec.Raw(b"null")) for key in ("version", "sha256", self.name)
+        )
+        found = msgspec.json.decode(version, type=int)
+        if found != self.version:
+            raise ValueError(f"its version is {found}, not {self.version}")
+        if hashlib.sha256(bytes(content)).hexdigest() != msgspec.json.decode(digest, type=str):
+            raise ValueError("its checksum is wrong")
+        return msgspec.json.decode(content, type=self.type)
 
 
 def _spare(path: Path) -> Path:

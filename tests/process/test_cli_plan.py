@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.cards import MIB, StubCards
+from llmsup.config.load import load
+from llmsup.core.device import Device
+from llmsup.core.ledger import Ledger, Record
+from llmsup.host import ledger
+from llmsup.sizing import Sizing
+from tests.cards import MIB, NAME, StubCards
 from tests.fake_daemon import FakeStack, held, service, serving
 from tests.home import LLMSUP, Home
 from tests.qwen_files import QWEN_3B, QWEN_7B, TINY, write_qwen
@@ -138,6 +143,14 @@ def test_the_card_that_is_there_is_asked(dual: Home, cards: StubCards) -> None:
     assert planned(dual, "--free", "5800")["services"] == planned(dual, *LAPTOP)["services"]
     shown = dual.cli("plan", str(dual.profile), "--free", "3GiB").stdout
     assert shown.startswith("RTX 4050 Laptop GPU · 6141 MiB · 3072 free\n")
+
+
+def test_a_card_that_is_supposed_is_not_looked_for(dual: Home, cards: StubCards) -> None:
+    """Given a driver that hangs, a plan for another card need not wait for it."""
+    cards.write(cards.card(), "delay nvmlInitWithFlags 600000")
+
+    assert planned(dual, *LAPTOP)["device"]["name"] == "a card"
+    assert cards.calls("nvmlInitWithFlags") == 0
 
 
 def test_more_memory_never_takes_layers_away(dual: Home) -> None:
@@ -361,6 +374,26 @@ def test_verbose_shows_what_the_figures_consist_of(dual: Home) -> None:
 
     assert "chat, by estimate" in shown
     assert "driver: context and pools" in shown
+
+
+def test_what_was_measured_takes_the_place_of_the_estimate(dual: Home, cards: StubCards) -> None:
+    cards.write(cards.card(free=5800 * MIB, used=341 * MIB))
+    (chat, _) = planned(dual)["services"]
+    loaded = load(dual.profile, environ=dual.environ, config_dir=dual.paths.config)
+    sizing = Sizing(loaded.profile, dual.environ, Ledger, dual.paths.engines)
+    card = Device(0, "GPU-1", NAME, "560.35.03", 6141 * MIB, 5800 * MIB, 341 * MIB)
+    options = sizing.demand("chat").asked
+    sizes = sizing.demand("chat").price(options).estimate.device
+    record = Record(sizes, overhead_bytes=200 * MIB, estimated=sizes)
+    dual.paths.create()
+    ledger.save(dual.paths.ledger, Ledger().learn(sizing.key("chat", options, card), record))
+
+    (measured, _) = planned(dual)["services"]
+
+    assert measured["total_bytes"] == sizes.total_bytes + 200 * MIB
+    assert measured["total_bytes"] > chat["total_bytes"]
+    shown = dual.cli("plan", str(dual.profile), "-v").stdout
+    assert "chat, as measured at a load before" in shown
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -1,97 +1,132 @@
-"""The file of the ledger, and how a load's log gets into it."""
+"""The ledger in its file, and a load measured from a log."""
 
-import json
+import errno
+import logging
 from pathlib import Path
 
 import pytest
 
 from llmsup.bookkeeping import Books
-from llmsup.core.ledger import Key, Ledger
-from llmsup.core.options import Options
+from llmsup.core.ledger import Ledger
 from llmsup.core.plan import Price
-from llmsup.core.sizes import Estimate, Sizes
-from llmsup.host import ledger
+from llmsup.host import ledger as ledger_file
 from llmsup.troubles import Troubles
-from tests.unit.test_ledger import ESTIMATE, KEY, MIB, OTHER_MODEL, POOL, record
-from tests.unit.test_llama_log import LOAD
+from tests.unit.test_ledger import ESTIMATE, KEY, MIB, OTHER, load
+from tests.unit.test_llama_log import CUDA
 
-FULL = Ledger().learn(KEY, record()).learn(OTHER_MODEL, record(90)).learn(KEY, record(99))
-
-
-def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
-    ledger.save(tmp_path / "ledger.json", FULL)
-
-    assert ledger.load(tmp_path / "ledger.json") == FULL
+KNOWN = Ledger().learn(KEY, load()).learn(OTHER, load(150, time=5.0))
 
 
-def test_there_is_none_at_first(tmp_path: Path) -> None:
-    assert ledger.load(tmp_path / "ledger.json") == Ledger()
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.json"
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "version", "empty", "text", "huge"])
-def test_one_that_cannot_be_trusted_is_set_aside(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "ledger.json"
-    ledger.save(path, FULL)
-    written = path.read_bytes()
-    damaged = {
-        "cut": written[: len(written.rstrip()) // 2],
-        "flipped": written.replace(b"RTX 4050", b"RTX 4051"),
-        "version": json.dumps(json.loads(written) | {"version": 99}).encode(),
-        "empty": b"",
-        "text": b"\xff\xfenot JSON",
-        "huge": written + b" " * (5 * MIB),
-    }[damage]
-    path.write_bytes(damaged)
-
-    assert ledger.load(path) == Ledger()
-    assert path.with_suffix(".corrupt").read_bytes() == damaged
-    ledger.save(path, FULL)
-    assert ledger.load(path) == FULL
+def test_it_comes_back_as_it_was(path: Path) -> None:
+    assert ledger_file.load(path) == Ledger()
+    ledger_file.save(path, KNOWN)
+    ledger_file.save(path, KNOWN)
+    assert ledger_file.load(path) == ledger_file.peek(path) == KNOWN
 
 
-def test_a_load_is_entered_from_its_log(tmp_path: Path) -> None:
-    """Given the output of an earlier generation before it, only this one's counts."""
-    output = tmp_path / "chat.log"
-    earlier = "".join(f"{line}\n" for line in LOAD).replace("68.89", "11.11")
-    output.write_text(earlier + "".join(f"{line}\n" for line in LOAD))
-    books = Books(tmp_path / "ledger.json", Troubles())
-    key = Key("a", Options(20), "b1", "RTX 4050")
-    buffers_bytes = round(68.89 * MIB) + round(21.83 * MIB) + 8 * MIB + round(17.75 * MIB)
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content[: len(content.rstrip()) // 3],
+        lambda content: content.replace(b'"time":5.0', b'"time":6.0'),
+        lambda content: content.replace(b'"version":1', b'"version":99'),
+        lambda _: b"",
+        lambda _: b"[]",
+        lambda _: b"\xff" * 100,
+        lambda _: b'{"version":1}',
+        lambda _: b"[" * 100_000,
+    ],
+    ids=["cut", "changed", "newer", "empty", "list", "binary", "bare", "deep"],
+)
+def test_a_corrupt_one_is_set_aside_and_said(
+    path: Path, spoil: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert callable(spoil)
+    ledger_file.save(path, KNOWN)
+    corrupt = spoil(path.read_bytes())
+    path.write_bytes(corrupt)
+    with caplog.at_level(logging.WARNING):
+        assert ledger_file.peek(path) == Ledger()
+        assert path.read_bytes() == corrupt, "a reader leaves it where it is"
+        assert ledger_file.load(path) == Ledger()
+    assert path.with_suffix(".corrupt").read_bytes() == corrupt
+    assert "kept as" in caplog.text
+    ledger_file.save(path, KNOWN)
+    assert ledger_file.load(path) == KNOWN
 
-    books.enter(key, Price(ESTIMATE, 0), 300 * MIB, output, len(earlier))
 
-    known = ledger.load(tmp_path / "ledger.json")
-    assert known == books.ledger
-    (learned,) = known.entries[key]
-    assert learned.buffers.weights_bytes == round(68.89 * MIB)
-    assert learned.overhead_bytes == 300 * MIB - buffers_bytes
-    assert known.price(key, Estimate(Sizes(), Sizes()), POOL).device_bytes == 300 * MIB
+def test_what_cannot_be_saved_leaves_the_old_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger_file.save(path, KNOWN)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("llmsup.host.replace.os.write", full)
+    with pytest.raises(OSError, match="No space"):
+        ledger_file.save(path, Ledger())
+    assert ledger_file.load(path) == KNOWN
 
 
-@pytest.mark.parametrize("kept", [LOAD[:-3], [], ["nonsense"] * 100])
-def test_a_log_that_tells_too_little_teaches_nothing(tmp_path: Path, kept: list[str]) -> None:
-    output = tmp_path / "chat.log"
-    output.write_text("".join(f"{line}\n" for line in kept))
-    books = Books(tmp_path / "ledger.json", Troubles())
+def lines(log: Path, text: str) -> int:
+    """Append to the log; where that begins."""
+    start = log.stat().st_size if log.exists() else 0
+    with log.open("a") as file:
+        file.write(text)
+    return start
 
-    books.enter(KEY, Price(ESTIMATE, 0), 300 * MIB, output, 0)
+
+def test_a_load_is_entered_from_its_part_of_the_log(tmp_path: Path, path: Path) -> None:
+    log = tmp_path / "chat.log"
+    lines(log, CUDA.replace("1834.83", "99.00"))
+    start = lines(log, CUDA)
+    books = Books(path, Troubles())
+
+    books.enter(KEY, Price(ESTIMATE, 0), 2083 * MIB, log, start)
+
+    assert ledger_file.load(path) == books.ledger
+    (history,) = books.ledger.histories
+    (record,) = history.records
+    assert history.key == KEY
+    assert record.buffers.weights_bytes == round(1834.83 * MIB)
+    assert record.residual_bytes == 2083 * MIB - record.buffers.total_bytes
+    assert books.ledger.price(KEY, ESTIMATE, 0).device_bytes == 2083 * MIB
+
+
+@pytest.mark.parametrize("text", [CUDA[:1000], "", "nonsense\n" * 100, None])
+def test_a_log_that_does_not_tell_teaches_nothing(
+    tmp_path: Path, path: Path, text: str | None
+) -> None:
+    log = tmp_path / "chat.log"
+    if text is not None:
+        lines(log, text)
+    books = Books(path, Troubles())
+
+    books.enter(KEY, Price(ESTIMATE, 0), 2083 * MIB, log, 0)
 
     assert books.ledger == Ledger()
-    assert not (tmp_path / "ledger.json").exists()
+    assert not path.exists()
 
 
-def test_a_ledger_that_cannot_be_saved_is_a_trouble_that_ends(tmp_path: Path) -> None:
-    output = tmp_path / "chat.log"
-    output.write_text("".join(f"{line}\n" for line in LOAD))
+def test_one_that_cannot_be_saved_is_a_trouble_that_ends(tmp_path: Path) -> None:
+    log = tmp_path / "chat.log"
+    lines(log, CUDA)
     troubles = Troubles()
-    books = Books(tmp_path / "state" / "ledger.json", troubles)
+    path = tmp_path / "state" / "ledger.json"
+    books = Books(path, troubles)
 
-    books.enter(KEY, Price(ESTIMATE, 0), 300 * MIB, output, 0)
+    books.enter(KEY, Price(ESTIMATE, 0), 2083 * MIB, log, 0)
     assert len(troubles.sentences) == 1
     assert "ledger.json" in troubles.sentences[0]
-    assert KEY in books.ledger.entries
+    assert len(books.ledger.histories) == 1
 
-    (tmp_path / "state").mkdir()
+    path.parent.mkdir()
     troubles.retry()
     assert troubles.sentences == []
-    assert ledger.load(tmp_path / "state" / "ledger.json") == books.ledger
+    assert ledger_file.load(path) == books.ledger

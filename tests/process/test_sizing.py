@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,9 @@ from llmsup import sizing
 from llmsup.config.schema import Command, Gpu, LlamaServer, Profile, Service
 from llmsup.config.units import Share
 from llmsup.core.device import Absence, Device, NoDevice
-from llmsup.core.ledger import Key, Ledger
+from llmsup.core.ledger import Ledger, Record
 from llmsup.core.options import Options
-from llmsup.core.plan import Degrade, Price
-from llmsup.core.sizes import Estimate
+from llmsup.core.plan import Degrade
 from llmsup.errors import Flaw, ModelFileError
 from llmsup.sizing import Sizing, default_headroom_bytes
 from tests.gguf_files import write_sparse
@@ -24,18 +24,6 @@ CARD = Device(0, "GPU-1", "RTX 4050", "560.35", 6141 * MIB, 5800 * MIB, 341 * MI
 NO_CARD = NoDevice(Absence.NO_LIBRARY, "no NVIDIA driver is installed")
 ON_CARD = Options(gpu_layers=3, ctx_size=512)
 Make = Callable[..., Sizing]
-
-
-class ToldLedger(Ledger):
-    """Remembers what was asked, and knows of nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        object.__setattr__(self, "keys", [])
-
-    def price(self, key: Key, estimate: Estimate, pool_bytes: int) -> Price:
-        self.keys.append(key)  # type: ignore[attr-defined]
-        return super().price(key, estimate, pool_bytes)
 
 
 @pytest.fixture
@@ -120,15 +108,28 @@ def test_the_least_is_no_more_than_the_price(make: Make, tiny: str) -> None:
         assert demand.buffers_at_least(options) <= demand.price(options).device_bytes
 
 
-def test_the_ledger_is_asked_about_this_card(tiny: str, tmp_path: Path) -> None:
-    told = ToldLedger()
-    profile = Profile(service={"chat": LlamaServer(model=tiny)})
-    made = Sizing(profile, os.environ, lambda: told, tmp_path / "engines.json")
+def test_what_a_load_took_on_this_card_is_its_price(tiny: str, tmp_path: Path) -> None:
+    known = [Ledger()]
+    profile = Profile(
+        service={
+            "chat": LlamaServer(model=tiny),
+            "drafted": LlamaServer(model=tiny, args=("--model-draft", tiny)),
+        }
+    )
+    made = Sizing(profile, os.environ, lambda: known[0], tmp_path / "engines.json")
+    estimated = made.demand("chat", reading=CARD).price(ON_CARD)
 
-    made.demand("chat", reading=CARD).price(ON_CARD)
+    key = made.key("chat", ON_CARD, CARD)
+    buffers = estimated.estimate.device
+    known[0] = known[0].learn(key, Record(buffers, 77 * MIB, buffers))
 
-    (key,) = told.keys  # type: ignore[attr-defined]
-    assert (key.options, key.device) == (ON_CARD, "RTX 4050")
+    price = made.demand("chat", reading=CARD).price(ON_CARD)
+    assert (estimated.is_measured, price.is_measured) == (False, True)
+    assert price.device_bytes == buffers.total_bytes + 77 * MIB
+    other = replace(CARD, name="RTX 3060")
+    assert not made.demand("chat", reading=other).price(ON_CARD).is_measured
+    assert not made.demand("chat").price(ON_CARD).is_measured
+    assert not made.demand("drafted", reading=CARD).price(ON_CARD).is_measured
 
 
 def test_a_draft_model_is_on_the_card_as_a_whole(make: Make, tmp_path: Path, tiny: str) -> None:

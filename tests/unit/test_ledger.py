@@ -1,162 +1,154 @@
-"""What loads took, and what the next plan makes of it."""
+"""The ledger: what loads taught, and what is believed of it."""
 
 from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsup.core.gguf import joined
-from llmsup.core.gguf_header import parse
+from llmsup.core.fingerprint import fingerprint
+from llmsup.core.gguf import Header, Model, Tensor
 from llmsup.core.ledger import (
-    DISTURBED_BYTES,
-    ENTRIES_MAX,
-    LOADS_KEPT,
-    OVERHEAD_BYTES,
-    OVERHEAD_MAX_BYTES,
+    KEYS_MAX,
+    KEYS_PER_MODEL,
+    PRIOR_OVERHEAD_BYTES,
     Key,
     Ledger,
     Record,
-    fingerprint,
 )
 from llmsup.core.options import Options
+from llmsup.core.plan import Price
 from llmsup.core.sizes import Estimate, Sizes
-from tests.gguf_files import SMALL, TENSORS, gguf
 
 MIB = 2**20
-KEY = Key("a", Options(20), "b11434", "RTX 4050")
-OTHER_LAYERS = replace(KEY, options=Options(21))
-OTHER_MODEL = replace(KEY, fingerprint="b")
-BUFFERS = Sizes(1000 * MIB, 100 * MIB, 80 * MIB)
-ESTIMATE = Estimate(BUFFERS, Sizes())
-POOL = 11 * MIB
+POOL = 10 * MIB
+ESTIMATED = Sizes(1800 * MIB, 36 * MIB, 80 * MIB)
+ESTIMATE = Estimate(ESTIMATED, Sizes())
+KEY = Key("model", Options(37), "b11434", "GPU-1 550")
+OTHER = replace(KEY, options=Options(20))
+STRANGER = replace(KEY, model="stranger")
 
 
-def record(overhead_mib: int = 110, compute_mib: int = 80) -> Record:
-    taken = replace(BUFFERS, compute_bytes=compute_mib * MIB)
-    return Record(taken, overhead_mib * MIB, BUFFERS)
+def load(
+    overhead_mib: int = 130, buffers: Sizes = ESTIMATED, time: float = 0.0, extra_bytes: int = 0
+) -> Record:
+    taken = buffers.total_bytes + extra_bytes + overhead_mib * MIB
+    return Record(buffers, ESTIMATED, taken, time, extra_bytes)
 
 
-def total_mib(ledger: Ledger, key: Key = KEY, estimate: Estimate = ESTIMATE) -> float:
-    return ledger.price(key, estimate, POOL).device_bytes / MIB
-
-
-def test_before_the_first_load_the_usual_overhead_is_added() -> None:
+def test_what_was_never_seen_costs_the_estimate_and_the_prior() -> None:
     price = Ledger().price(KEY, ESTIMATE, POOL)
-
-    assert (price.overhead_bytes, price.is_measured) == (OVERHEAD_BYTES + POOL, False)
-
-
-def test_a_load_that_was_measured_costs_what_it_cost() -> None:
-    """Even where that is less than was estimated, and the most of the last few."""
-    ledger = Ledger().learn(KEY, record(110, 70))
-    assert total_mib(ledger) == 1000 + 100 + 70 + 110
-    assert ledger.price(KEY, ESTIMATE, POOL).is_measured
-
-    ledger = ledger.learn(KEY, record(120)).learn(KEY, record(115))
-    assert total_mib(ledger) == 1000 + 100 + 80 + 120
-
-    for _ in range(LOADS_KEPT):
-        ledger = ledger.learn(KEY, record(100))
-    assert total_mib(ledger) == 1000 + 100 + 80 + 100
+    assert price == Price(ESTIMATE, PRIOR_OVERHEAD_BYTES + POOL)
 
 
-def test_other_options_of_the_same_model_are_corrected_by_it() -> None:
-    """An engine whose compute buffer is larger than estimated has a larger one here, too."""
-    ledger = Ledger().learn(KEY, record(110, compute_mib=86))
-
-    price = ledger.price(OTHER_LAYERS, ESTIMATE, POOL)
-
-    assert (price.overhead_bytes, price.is_measured) == ((110 + 6) * MIB, False)
-    smaller = Ledger().learn(KEY, record(110, compute_mib=60))
-    assert smaller.price(OTHER_LAYERS, ESTIMATE, POOL).overhead_bytes == 110 * MIB
+def test_what_is_off_the_card_costs_nothing_of_it() -> None:
+    off = Estimate(Sizes(), ESTIMATED)
+    ledger = Ledger().learn(KEY, load())
+    assert ledger.price(replace(KEY, options=Options(0)), off, POOL).device_bytes == 0
 
 
-def test_other_models_are_taken_to_have_the_usual_overhead_of_the_card() -> None:
-    ledger = Ledger().learn(KEY, record(90, compute_mib=99))
-
-    assert ledger.price(OTHER_MODEL, ESTIMATE, POOL).overhead_bytes == 90 * MIB + POOL
+sizes = st.builds(Sizes, *[st.integers(0, 4096 * MIB)] * 3)
 
 
-def test_another_engine_or_card_knows_nothing_of_it() -> None:
-    ledger = Ledger().learn(KEY, record(90))
-    for stranger in (replace(KEY, build="b2"), replace(KEY, card="RTX 3060")):
-        assert ledger.price(stranger, ESTIMATE, POOL) == Ledger().price(stranger, ESTIMATE, POOL)
+@given(sizes, st.integers(0, 1024), st.integers(0, 512 * MIB))
+def test_a_measured_key_costs_what_was_measured(buffers: Sizes, rest: int, extra: int) -> None:
+    record = load(rest, buffers, extra_bytes=extra)
+    price = Ledger().learn(KEY, record).price(KEY, ESTIMATE, POOL)
+    assert price.is_measured
+    assert price.device_bytes == record.taken_bytes
 
 
-def test_a_program_that_came_while_a_model_loaded_is_not_taken_for_its_overhead() -> None:
-    ledger = Ledger().learn(KEY, record(110)).learn(OTHER_MODEL, record(112))
-    disturbed = ledger.learn(OTHER_LAYERS, record(112 + DISTURBED_BYTES // MIB + 1))
-
-    for key in (KEY, OTHER_LAYERS, OTHER_MODEL):
-        assert total_mib(disturbed, key) == total_mib(ledger, key)
-
-
-def test_figures_that_cannot_be_those_of_one_load_are_not_learned() -> None:
-    for overhead_mib in (-300, OVERHEAD_MAX_BYTES // MIB + 1):
-        assert Ledger().learn(KEY, record(overhead_mib)) == Ledger()
-    assert (
-        total_mib(Ledger().learn(KEY, Record(BUFFERS, -100, BUFFERS))) == BUFFERS.total_bytes / MIB
-    )
-
-
-def test_the_oldest_is_forgotten() -> None:
+def test_of_several_loads_the_largest_counts() -> None:
     ledger = Ledger()
-    for number in range(ENTRIES_MAX + 1):
-        ledger = ledger.learn(replace(KEY, fingerprint=str(number)), record())
-        ledger = ledger.learn(replace(KEY, fingerprint="used"), record())
-
-    assert len(ledger.entries) == ENTRIES_MAX
-    assert replace(KEY, fingerprint="0") not in ledger.entries
-    assert replace(KEY, fingerprint="used") in ledger.entries
+    for overhead in (120, 140, 130):
+        ledger = ledger.learn(KEY, load(overhead))
+    taken = load(140).taken_bytes
+    assert ledger.price(KEY, ESTIMATE, POOL).device_bytes == taken
 
 
-KEYS = st.builds(
-    Key,
-    st.sampled_from("ab"),
-    st.builds(Options, st.integers(0, 3)),
-    st.sampled_from(["b1", "b2"]),
-    st.sampled_from(["one", "two"]),
-)
-RECORDS = st.builds(record, st.integers(-500, 1500), st.integers(0, 300))
-LEARNED = st.lists(st.tuples(KEYS, RECORDS), max_size=20)
-
-
-@given(LEARNED, KEYS)
-def test_a_price_is_never_below_what_was_measured_or_estimated(
-    learned: list[tuple[Key, Record]], key: Key
-) -> None:
+@given(st.permutations([KEY, OTHER, STRANGER]))
+def test_the_order_of_equal_loads_does_not_matter(keys: list[Key]) -> None:
     ledger = Ledger()
-    for each in learned:
-        ledger = ledger.learn(*each)
-
-    price = ledger.price(key, ESTIMATE, POOL)
-
-    if price.is_measured:
-        taken = [each.buffers.total_bytes + each.overhead_bytes for each in ledger.entries[key]]
-        assert price.device_bytes in taken
-    else:
-        assert price.device_bytes >= BUFFERS.total_bytes
+    for key in keys:
+        ledger = ledger.learn(key, load())
+    straight = Ledger().learn(KEY, load()).learn(OTHER, load()).learn(STRANGER, load())
+    for key in (KEY, replace(STRANGER, options=Options(5))):
+        assert ledger.price(key, ESTIMATE, POOL) == straight.price(key, ESTIMATE, POOL)
 
 
-@given(LEARNED, KEYS, RECORDS)
-def test_learning_changes_nothing_for_other_engines_and_cards(
-    learned: list[tuple[Key, Record]], key: Key, new: Record
-) -> None:
-    before = Ledger()
-    for each in learned:
-        before = before.learn(*each)
-    after = before.learn(key, new)
-    for other in (replace(key, build="b3"), replace(key, card="three")):
-        assert after.price(other, ESTIMATE, POOL) == before.price(other, ESTIMATE, POOL)
+def test_a_newer_engine_that_takes_more_compute_teaches_it_for_other_options() -> None:
+    more = replace(ESTIMATED, compute_bytes=ESTIMATED.compute_bytes + 4 * MIB)
+    ledger = Ledger().learn(KEY, load(130, more))
+    price = ledger.price(OTHER, ESTIMATE, POOL)
+    assert price.estimate.device == more
+    assert price.overhead_bytes == 130 * MIB + POOL
+    newer = replace(OTHER, engine="b12000")
+    assert ledger.price(newer, ESTIMATE, POOL) == Price(ESTIMATE, PRIOR_OVERHEAD_BYTES + POOL)
 
 
-def test_a_model_is_known_by_its_header() -> None:
-    def of(content: bytes) -> str:
-        header = parse(content, len(content))
-        assert header is not None
-        return fingerprint(joined([header]))
+@given(st.lists(st.tuples(sizes, st.integers(-4096, 4096)), max_size=12))
+def test_no_load_changes_the_buffers_of_another_model(loads: list[tuple[Sizes, int]]) -> None:
+    ledger = Ledger()
+    for buffers, rest in loads:
+        ledger = ledger.learn(KEY, load(rest, buffers))
+    assert ledger.price(STRANGER, ESTIMATE, POOL).estimate == ESTIMATE
 
-    small = of(gguf())
-    assert small == of(gguf())
-    assert small != of(gguf({**SMALL, "llama.block_count": ("u32", 3)}))
-    assert small != of(gguf(SMALL, (*TENSORS[:-1], ("output_norm.weight", (512,), 0))))
+
+@given(st.integers(-6000, -2) | st.integers(1025, 6000))
+def test_a_delta_that_cannot_be_true_teaches_nothing(rest: int) -> None:
+    ledger = Ledger().learn(KEY, load(rest))
+    price = ledger.price(KEY, ESTIMATE, POOL)
+    assert not price.is_measured
+    assert price.device_bytes == ESTIMATED.total_bytes + PRIOR_OVERHEAD_BYTES + POOL
+
+
+def test_an_outside_program_that_came_during_a_load_is_not_charged_to_it() -> None:
+    ledger = Ledger()
+    for model in "abc":
+        ledger = ledger.learn(replace(KEY, model=model), load(130))
+    ledger = ledger.learn(KEY, load(630))
+    price = ledger.price(KEY, ESTIMATE, POOL)
+    assert not price.is_measured
+    assert price.overhead_bytes == 130 * MIB + POOL
+
+
+def test_a_first_lie_is_not_believed_once_others_contradict_it() -> None:
+    ledger = Ledger().learn(KEY, load(900))
+    for model in "abc":
+        ledger = ledger.learn(replace(KEY, model=model), load(130))
+    assert ledger.price(STRANGER, ESTIMATE, POOL).overhead_bytes == 130 * MIB + POOL
+
+
+def test_it_is_bounded() -> None:
+    ledger = Ledger()
+    for layers in range(1, KEYS_PER_MODEL + 10):
+        ledger = ledger.learn(replace(KEY, options=Options(layers)), load())
+    assert len(ledger.histories) == KEYS_PER_MODEL
+    assert all(history.key.options != Options(1) for history in ledger.histories)
+    for number in range(KEYS_MAX):
+        ledger = ledger.learn(replace(KEY, model=str(number)), load())
+    assert len(ledger.histories) == KEYS_MAX
+
+
+# --- which model it is
+
+
+def model(**changes: object) -> Model:
+    metadata = {"general.architecture": "llama", "llama.block_count": 2, "general.name": "x"}
+    tensors = (Tensor("output.weight", (64, 32), 12, 0, 1152),)
+    fields = {"metadata": metadata, "tensors": tensors, "file_bytes": 4096, **changes}
+    return Model((Header(3, alignment=32, data_offset=512, **fields),))  # type: ignore[arg-type]
+
+
+def test_a_copy_is_the_same_model_and_another_quantization_is_not() -> None:
+    assert fingerprint(model()) == fingerprint(model())
+    renamed = {"general.architecture": "llama", "llama.block_count": 2, "general.name": "y"}
+    assert fingerprint(model(metadata=renamed)) == fingerprint(model())
+    other = {
+        fingerprint(model()),
+        fingerprint(model(file_bytes=4097)),
+        fingerprint(model(tensors=(Tensor("output.weight", (64, 32), 14, 0, 1152),))),
+        fingerprint(model(tensors=(Tensor("output.weight", (32, 64), 12, 0, 1152),))),
+        fingerprint(model(metadata={"general.architecture": "llama", "llama.block_count": 3})),
+        fingerprint(model(), ["projector 811"]),
+    }
+    assert len(other) == 6

@@ -148,6 +148,28 @@ def test_verbose_says_what_an_estimate_consists_of() -> None:
     )
 
 
+def test_verbose_names_the_buffers_of_an_estimate_that_names_nothing() -> None:
+    assert plan_view.text(Plan((CHAT,), CARD), is_verbose=True).endswith(
+        "chat, by estimate              CARD   HOST\n"
+        "  weights                    1834.8  243.4\n"
+        "  KV cache                    144.0      -\n"
+        "  compute buffer               83.5      -\n"
+        "  driver: context and pools   135.7      -\n"
+        "  total                      2198.0  243.4"
+    )
+
+
+def test_what_was_measured_is_not_explained_by_an_estimate() -> None:
+    items = (Item("layers", 1 * MIB, 0),)
+    chat = replace(CHAT, price=price(1600, 100, 80, 135, items=items, is_measured=True))
+
+    shown = plan_view.text(Plan((chat,), CARD), is_verbose=True)
+
+    assert "chat, as measured at a load before" in shown
+    assert "layers  " not in shown.partition("as measured")[2]
+    assert "  weights " in shown
+
+
 def test_what_was_refused_is_in_the_table_and_not_on_the_card() -> None:
     refused = replace(CODE, price=price(5000, 100, 190, 130))
     plan = Plan((CHAT, refused), CARD, "too much", hint="less", refused=("code",))

@@ -63,6 +63,13 @@ def test_a_card_that_nobody_asks_for_is_not_missed() -> None:
     assert lines[1] == ""
 
 
+def test_a_card_that_a_plan_did_without_is_missed() -> None:
+    """Given layers that were left to a plan, there were none to give."""
+    lines = render.status(snapshot(service("chat", gpu_layers=0, layers=29))).splitlines()
+
+    assert lines[1] == "no GPU: no NVIDIA driver is installed"
+
+
 def test_a_card_that_is_missed_stands_out() -> None:
     text = render.status(snapshot(service("chat", gpu_layers=9)), colour=True)
 
@@ -124,7 +131,7 @@ def test_a_narrow_terminal_does_without_columns(width: int, dropped: list[str]) 
         (
             {"gpu_layers": 0, "layers": 29, "planned_bytes": 0, "measured_bytes": 0},
             "0/29",
-            "0.0/0.0 GiB",
+            "-",
         ),
         ({"gpu_layers": 20, "measured_bytes": 3400 * MIB}, "20", "3.3 GiB"),
     ],

@@ -105,9 +105,11 @@ def split(
             current.nodes.append(node)
             continue
         backend = placing.backends[node]
-        if current is None:
-            splits.append(current := Split(backend))
-        elif backend != current.backend or (current.inputs and _has_far_weight(node, backend)):
+        if (
+            current is None
+            or backend != current.backend
+            or (current.inputs and _has_far_weight(node, backend))
+        ):
             splits.append(current := Split(backend))
         current.nodes.append(node)
         for src in node.srcs:
