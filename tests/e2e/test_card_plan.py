@@ -41,12 +41,12 @@ def stack(home: Home, card: StandIn, *names: str, **keys: str) -> None:
     home.environ |= card.environ
 
 
-def answers(home: Home, name: str) -> str:
+def answers(home: Home, name: str, prompt: str = "Hi.") -> str:
     """Which service answered on the route of this one."""
     url = f"http://127.0.0.1:{home.gateway_port}/v1"
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as api:
         raw = api.chat.completions.with_raw_response.create(
-            model=f"{name}-model", messages=[{"role": "user", "content": "Hi."}], max_tokens=4
+            model=f"{name}-model", messages=[{"role": "user", "content": prompt}], max_tokens=4
         )
         assert raw.parse().choices
         return raw.headers["x-llmsup-service"]
@@ -131,6 +131,24 @@ def test_a_driver_that_takes_more_than_anybody_knew_makes_the_plan_smaller(
     assert home.service("chat")["gpu_layers"] == given[-1] < given[0]
     assert answers(home, "chat") == "chat"
     assert "after it ran out of memory" in told(home, "plan", "chat")[-1]["why"]
+
+
+def test_running_out_while_it_works_is_answered_by_a_smaller_plan(
+    home: Home, card: StandIn
+) -> None:
+    """Given another program that takes all that is free, a long prompt ends the server."""
+    stack(home, card, "chat")
+    home.start(timeout_s=LOAD_TIMEOUT_S)
+    before = home.service("chat")
+    card.take(int(card.free_mib))
+    with pytest.raises(openai.APIError):
+        answers(home, "chat", prompt="Tell me about a dog that went to sea. " * 60)
+    after = home.wait_replaced(before, deadline_s=90)
+
+    (death,) = told(home, "death", "chat")
+    assert death["cause"] == "out of GPU memory"
+    assert after["gpu_layers"] < before["gpu_layers"]
+    assert answers(home, "chat") == "chat"
 
 
 def test_a_killed_server_gets_its_memory_again(home: Home, card: StandIn) -> None:
