@@ -74,6 +74,21 @@ def test_the_plan_is_what_the_servers_take_and_they_answer(home: Home, card: Sta
     assert told(home, "death", "chat") == told(home, "death", "code") == []
 
 
+def test_what_a_load_took_is_what_the_next_plan_counts_with(home: Home, card: StandIn) -> None:
+    stack(home, card, "chat")
+    home.start(timeout_s=LOAD_TIMEOUT_S)
+    wait_until(lambda: len(told(home, "measured", "chat")) == 1, "a measurement")
+    before = home.service("chat")
+    assert home.cli("restart", "chat").returncode == 0
+    after = home.wait_replaced(before, deadline_s=60)
+
+    first, second = (each["planned_mib"] for each in told(home, "plan", "chat"))
+    took = told(home, "measured", "chat")[0]["measured_mib"]
+    assert first > took + 8
+    assert second == pytest.approx(took, abs=1)
+    assert after["gpu_layers"] == SMOLLM2_LAYERS
+
+
 def test_a_small_card_is_filled_by_rank_and_nobody_runs_out(home: Home, card: StandIn) -> None:
     card.take(5900 - 420)
     stack(home, card, "chat", "code")
