@@ -293,6 +293,33 @@ def kill_daemon(home: Home) -> None:
     wait_until(lambda: home.daemon_pid() is None, "the daemon's end")
 
 
+def test_a_hand_over_in_the_middle_of_a_load_loses_no_turn(home: Home, cards: StubCards) -> None:
+    profile(home, {"chat": {"priority": 10, "env": {"LOADS_S": "3"}}, "code": {}})
+    home.start("--no-wait")
+    wait_until(lambda: "chat is loading" in home.service("code")["why"], "code waits")
+    pid = home.service("chat")["pid"]
+    assert home.cli("restart", "--daemon").returncode == 0
+    for name in ("chat", "code"):
+        home.wait_state(name, "ready")
+
+    assert home.service("chat")["pid"] == pid
+    assert when(home, "chat", "ready") <= plans(home, "code")[0]["at_s"]
+
+
+def test_a_launch_that_fails_once_it_has_the_turn_gives_it_back(
+    home: Home, cards: StubCards
+) -> None:
+    profile(home, {"chat": {"priority": 10}, "code": {}})
+    text = home.profile.read_text()
+    broken = text.replace(f'"{home.root / "llama-server"}"', '"/nonexistent/llama-server"', 1)
+    home.profile.write_text(broken)
+    assert home.cli("start", str(home.profile)).returncode == 1
+
+    assert home.service("chat")["state"] == "failed"
+    assert "/nonexistent/llama-server" in home.service("chat")["why"]
+    assert home.wait_state("code", "ready")["gpu_layers"] == LAYERS + 1
+
+
 def test_a_daemon_killed_in_the_middle_of_a_load_leaves_the_turn_to_who_is_loading(
     home: Home, cards: StubCards
 ) -> None:
