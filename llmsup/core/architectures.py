@@ -14,6 +14,10 @@ Rope = Literal["all", "none", "sliding", "not each 4th"]
 """The layers whose keys and queries are turned by their position."""
 
 
+DropsRows = Literal["in the layer", "after it", "after the norm"]
+"""Where the rows without an output are dropped: around the last layer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """Attention windows, caches and states of an architecture, and how its graph differs.
@@ -24,8 +28,7 @@ class Architecture:
 
     `plain_norm`: its norms subtract the mean. `scales_rows`: the embedding is scaled by an input;
     `scales_q`: the queries are scaled before attention. `norms_experts`: the weights of the chosen
-    experts are divided by their sum, where no key says. `drops_rows_late`: the rows without an
-    output are dropped after the last layer, not in it.
+    experts are divided by their sum, where no key says. `positions`: so many for each token.
     """
 
     window: int = 0
@@ -45,7 +48,9 @@ class Architecture:
     scales_q: bool = False
     rope: Rope = "all"
     norms_experts: bool = True
-    drops_rows_late: bool = False
+    drops_rows: DropsRows = "in the layer"
+    positions: int = 1
+    gates_attention: bool = False
     adds_to_residual: bool = False
     scales_embedding: bool = False
     sums_branches: bool = False
@@ -99,7 +104,7 @@ _TABLE: dict[str, Architecture] = {
     "gemma3": _sliding(6, scales_rows=True, scales_q=True),
     "gemma3n": _sliding(5, caches_of_the_first=20, scales_rows=True),
     "gemma4": _sliding(0, scales_rows=True),
-    "gpt-oss": _sliding(2, drops_rows_late=True, weighs_late=True, norms_experts=False),
+    "gpt-oss": _sliding(2, drops_rows="after it", weighs_late=True, norms_experts=False),
     "cohere2": _sliding(4, plain_norm=True, rope="sliding"),
     "cohere2moe": _sliding(4, dense_first=True),
     "exaone4": _sliding(4, window=4096, windows_with_blocks=64, rope="sliding"),
@@ -121,18 +126,34 @@ _TABLE: dict[str, Architecture] = {
         Architecture(has_cache=False, recurrence="all"),
     ),
     **dict.fromkeys(
-        ("jamba", "granitehybrid", "plamo2", "kimi-linear"),
+        ("granitehybrid", "plamo2"),
         Architecture(recurrence="no heads"),
+    ),
+    "jamba": Architecture(
+        recurrence="no heads", rope="none", adds_to_residual=True, norms_experts=False
     ),
     **dict.fromkeys(
         ("lfm2", "lfm2moe"),
-        Architecture(recurrence="no heads", has_windows=True, all_slide=True),
+        Architecture(
+            recurrence="no heads", has_windows=True, all_slide=True, adds_to_residual=True
+        ),
     ),
     "falcon-h1": Architecture(recurrence="beside"),
     **dict.fromkeys(
-        ("nemotron_h", "nemotron_h_moe"), Architecture(recurrence="no heads, no feed-forward")
+        ("nemotron_h", "nemotron_h_moe"), Architecture(
+            recurrence="no heads, no feed-forward", rope="none", squares=True,
+            gates_by_sigmoid=True, drops_rows="after the norm",
+        )
     ),
-    **dict.fromkeys(("qwen35", "qwen35moe", "qwen3next"), Architecture(recurrence="interval")),
+    **dict.fromkeys(
+        ("qwen35", "qwen35moe"),
+        Architecture(
+            recurrence="interval", gates_attention=True, drops_rows="after the norm", positions=4
+        ),
+    ),
+    "qwen3next": Architecture(
+        recurrence="interval", gates_attention=True, drops_rows="after the norm"
+    ),
 }  # fmt: skip
 
 

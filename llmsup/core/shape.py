@@ -60,6 +60,15 @@ class Block:
     state: tuple[int, int] = (0, 0)
 
     @property
+    def has_attention(self) -> bool:
+        """Whether it attends at all; some layers only feed forward."""
+        return (
+            "attn_q.weight" in self.weights
+            or "attn_qkv.weight" in self.weights
+            or ("attn_kv_a_mqa.weight" in self.weights)
+        )
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether it keeps a state for each sequence."""
         return any(self.state)

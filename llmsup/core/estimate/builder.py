@@ -1,7 +1,20 @@
 """The pieces of which the graph of a model is built: weights, inputs, norms and products."""
 
+from math import prod
+
 from llmsup.core.estimate.effective import Effective
-from llmsup.core.estimate.graph import CARD, HOST, Graph, Tensor, leaf, matmul, op, same, weight
+from llmsup.core.estimate.graph import (
+    CARD,
+    HOST,
+    Graph,
+    Tensor,
+    leaf,
+    matmul,
+    op,
+    same,
+    view,
+    weight,
+)
 from llmsup.core.estimate.weights import expert_is_on_card, outer_is_on_card, tied_output
 from llmsup.core.shape import Block, ModelShape
 
@@ -50,6 +63,12 @@ class Builder:
         """What is filled on the host for each batch. Bytes."""
         if name not in self._inputs:
             self._inputs[name] = leaf(size, shape)
+        return self._inputs[name]
+
+    def view_of_input(self, name: str, source: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A view that all layers share."""
+        if name not in self._inputs:
+            self._inputs[name] = view(source, shape, max(1, 4 * prod(shape)))
         return self._inputs[name]
 
     def weight(self, name: str) -> Tensor | None:
@@ -112,7 +131,7 @@ class Builder:
 
     def rope(self, x: Tensor) -> Tensor:
         """Queries or keys turned by their position."""
-        positions = self.input("positions", 4 * self.tokens)
+        positions = self.input("positions", 4 * self.traits.positions * self.tokens)
         for name in _ROPE_FACTORS:
             found = self.shape.outer.get(name)
             if found is not None:

@@ -6,6 +6,7 @@ The order is that of src/models/*.cpp and src/llama-graph.cpp of llama.cpp b1143
 from llmsup.core.estimate.attention import attend, attention, qkv
 from llmsup.core.estimate.builder import Builder
 from llmsup.core.estimate.feed_forward import dense, feed_forward
+from llmsup.core.estimate.recurrent import gated_attention, recurrent
 from llmsup.core.estimate.graph import HOST, Tensor, matmul, op, same, view, weight
 
 _F32 = 4
@@ -60,11 +61,17 @@ def embedding(b: Builder) -> Tensor:
 
 
 def _layer(b: Builder, x: Tensor, *, is_last: bool) -> Tensor:
-    is_early = is_last and not b.traits.drops_rows_late
+    is_early = is_last and b.traits.drops_rows == "in the layer"
     has_pre, has_middle = b.has("attn_norm"), b.has("ffn_norm")
     has_post = b.has("post_attention_norm")
     normed = b.norm(x, "attn_norm") if has_pre else x
-    cur = attention(b, normed)
+    if b.traits.gates_attention:
+        b.graph.expand(normed)
+    cur = _mixed(b, x, normed)
+    if b.traits.recurrence == "beside":
+        return _after_both(b, x, cur, is_early=is_early)
+    if not has_middle and not has_post and not b.block.has_attention:
+        return _alone(b, x, cur, is_early=is_early)
     if not has_middle and not has_post:
         return _beside(b, x, normed, cur, is_early=is_early)
     if is_early:
@@ -72,7 +79,8 @@ def _layer(b: Builder, x: Tensor, *, is_last: bool) -> Tensor:
     if has_post and (has_middle or not has_pre):
         cur = b.norm(cur, "post_attention_norm")
     cur = _residual(b, cur)
-    middle = same("add", cur, x)
+    first, second = (x, cur) if b.traits.adds_to_residual and b.traits.recurrence else (cur, x)
+    middle = same("add", first, second)
     if has_middle:
         cur = b.norm(middle, "ffn_norm")
     else:
@@ -82,10 +90,35 @@ def _layer(b: Builder, x: Tensor, *, is_last: bool) -> Tensor:
         cur = b.norm(cur, "post_ffw_norm", pin=False)
     cur = _residual(b, cur)
     cur = same("add", middle, cur) if b.traits.adds_to_residual else same("add", cur, middle)
-    if is_last and not is_early:
-        b.graph.expand(cur)
-        cur = b.outputs(cur)
     return cur
+
+
+def _mixed(b: Builder, x: Tensor, normed: Tensor) -> Tensor:
+    """What mixes the tokens: attention, a state, or both."""
+    if b.traits.recurrence == "beside":
+        attended = attention(b, normed)
+        return same("add", attended, recurrent(b, b.norm(x, "attn_norm")))
+    if b.block.is_recurrent:
+        return recurrent(b, normed)
+    if b.traits.gates_attention:
+        return gated_attention(b, normed)
+    if not b.block.has_attention:
+        return feed_forward(b, normed)
+    return attention(b, normed)
+
+
+def _after_both(b: Builder, x: Tensor, cur: Tensor, *, is_early: bool) -> Tensor:
+    x = same("add", cur, x)
+    if is_early:
+        x = b.outputs(x)
+    return same("add", feed_forward(b, b.norm(x, "ffn_norm")), x)
+
+
+def _alone(b: Builder, x: Tensor, cur: Tensor, *, is_early: bool) -> Tensor:
+    """A layer that does one thing only."""
+    if is_early:
+        cur, x = b.outputs(cur), b.outputs(x)
+    return same("add", cur, x)
 
 
 def _residual(b: Builder, x: Tensor) -> Tensor:
@@ -123,7 +156,12 @@ def _logits(b: Builder, x: Tensor) -> None:
     names = ("output_norm.weight", "output_norm.bias")
     if b.shape.architecture.startswith("lfm2"):
         names = ("token_embd_norm.weight", "token_embd_norm.bias")
+    if b.traits.drops_rows == "after it":
+        b.graph.expand(x)
+        x = b.outputs(x)
     cur = b.norm_by(x, *(b.outer(name) for name in names), pin=False)
+    if b.traits.drops_rows == "after the norm":
+        cur = b.outputs(cur)
     matrix = b.output()
     if matrix is not None and len(matrix.shape) > 1:
         cur = matmul(matrix, cur, matrix.shape[1])
