@@ -1,10 +1,10 @@
 """The compute buffers of one process: the graph is built, cut and replayed."""
 
-from llmsup.core.estimate.allocator import Replay
+from llmsup.core.estimate.allocator import peaks
 from llmsup.core.estimate.builder import Builder
 from llmsup.core.estimate.effective import Effective
 from llmsup.core.estimate.model_graph import build
-from llmsup.core.estimate.splits import Placing, split
+from llmsup.core.estimate.splits import assign, cut
 from llmsup.core.shape import ModelShape
 
 
@@ -13,7 +13,5 @@ def compute_bytes(shape: ModelShape, options: Effective) -> tuple[int, int]:
     builder = Builder(shape, options)
     build(builder)
     nodes = builder.graph.nodes
-    placing = Placing(op_offload=options.op_offload)
-    placing.assign(nodes)
-    splits, copies = split(nodes, placing)
-    return Replay(placing.backends).run(splits, copies, builder.kept)
+    assign(nodes, op_offload=options.op_offload)
+    return peaks(cut(nodes), builder.kept)

@@ -10,17 +10,22 @@ CARD, HOST = 0, 1
 _F32 = 4
 
 
+NOWHERE = -1
+
+
 class Tensor:
     """A tensor: a weight, a cache, an input, or what an operation gives.
 
     `size` is what it takes in a buffer, in bytes. `root` is what it is a view of. `rows` is how
     many rows the operation works on, where that decides whether it is worth a copy of the weight.
     `home` is the backend of what lies in a buffer of its own. `pinned`: the engine said where.
+    `host_only`: the card has no kernel for it. The rest is filled as the graph is cut and replayed.
     """
 
     __slots__ = (
-        "home", "host_only", "is_input", "is_weight", "op", "pinned", "root", "rows", "shape",
-        "size", "srcs",
+        "backend", "copies", "home", "host_only", "is_input", "is_weight", "offset", "op",
+        "pinned", "root", "rows", "seen", "shape", "size", "srcs", "type_id", "uses", "views",
+        "where",
     )  # fmt: skip
 
     def __init__(
@@ -45,12 +50,20 @@ class Tensor:
         self.is_input = False
         self.pinned: int | None = None
         self.host_only = False
+        self.type_id = 0
+        self.seen = False
+        self.backend = NOWHERE if home is None else home
+        self.copies: list[Tensor | None] = []
+        self.uses = self.views = 0
+        self.where = NOWHERE
+        self.offset = 0
 
 
 def leaf(size: int, shape: tuple[int, ...] = ()) -> Tensor:
     """An input of the graph, which is filled on the host."""
     tensor = Tensor("", shape, size)
     tensor.is_input = True
+    tensor.backend = HOST
     return tensor
 
 
@@ -71,15 +84,14 @@ class Graph:
 
     def __init__(self) -> None:
         self.nodes: list[Tensor] = []
-        self._seen: set[int] = set()
 
     def expand(self, tensor: Tensor) -> None:
         """Appends what `tensor` needs and is not there yet, then itself."""
-        if id(tensor) in self._seen:
+        if tensor.seen:
             return
-        self._seen.add(id(tensor))
+        tensor.seen = True
         for src in tensor.srcs:
-            if id(src) not in self._seen:
+            if not src.seen:
                 self.expand(src)
         if tensor.op:
             self.nodes.append(tensor)
@@ -107,6 +119,6 @@ def matmul(matrix: Tensor, rows_in: Tensor, width: int) -> Tensor:
 
 def view(source: Tensor, shape: tuple[int, ...], size: int = 0) -> Tensor:
     """Another look at the same bytes. `size`: what a copy of it takes."""
-    root = source if source.root is None else source.root
+    root = source.root or source
     size = size or _F32 * prod(shape)
     return Tensor("view", shape, size, (source,), root=root, home=root.home)

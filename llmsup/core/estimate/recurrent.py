@@ -4,7 +4,7 @@ from math import prod
 
 from llmsup.core.estimate.attention import attend
 from llmsup.core.estimate.builder import Builder
-from llmsup.core.estimate.graph import Tensor, cache, op, same, view
+from llmsup.core.estimate.graph import HOST, Tensor, cache, op, same, view
 
 _F32 = 4
 
@@ -25,7 +25,8 @@ def _per_sequence(b: Builder, width: int) -> tuple[int, int, int]:
 
 def _state(b: Builder, number: int) -> Tensor:
     """One of the two states of the layer, of all sequences."""
-    return cache(_F32 * b.block.state[number] * b.options.slots, b.home)
+    home = b.home if b.options.kv_offload else HOST
+    return cache(_F32 * b.block.state[number] * b.options.slots, home)
 
 
 def _taken(b: Builder, state: Tensor, elements: int) -> Tensor:
