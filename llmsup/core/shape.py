@@ -69,6 +69,11 @@ class Block:
         )
 
     @property
+    def has_experts(self) -> bool:
+        """Whether it has experts."""
+        return any(each.is_expert for each in self.weights.values())
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether it keeps a state for each sequence."""
         return any(self.state)
@@ -98,6 +103,23 @@ class ModelShape:
         """How many there are for the card: the repeating ones, and the output layer."""
         return len(self.blocks) + 1
 
+    @cached_property
+    def kinds(self) -> tuple[tuple[int, int], ...]:
+        """Numbers for each layer: equal ones have equal operations; equal sizes of weights too."""
+        structures: dict[object, int] = {}
+        exact: dict[object, int] = {}
+        kinds = []
+        for block in self.blocks:
+            weights = sorted(block.weights.values(), key=lambda weight: weight.name)
+            lengths = (block.heads, block.kv_heads, block.key_length, block.value_length)
+            names = tuple((weight.name, weight.shape) for weight in weights)
+            same = (names, lengths, block.has_cache, block.state)
+            sizes = (same, tuple(weight.device_bytes for weight in weights))
+            kinds.append(
+                (structures.setdefault(same, len(structures)), exact.setdefault(sizes, len(exact)))
+            )
+        return tuple(kinds)
+
     @property
     def is_known(self) -> bool:
         """Whether its graph is known here."""
@@ -106,7 +128,7 @@ class ModelShape:
     @cached_property
     def has_experts(self) -> bool:
         """Whether there are experts that may stay on the host."""
-        return any(each.is_expert for block in self.blocks for each in block.weights.values())
+        return any(block.has_experts for block in self.blocks)
 
     def number(self, key: str) -> float:
         """A number of its metadata; 0 where there is none."""

@@ -3,6 +3,8 @@
 The order is that of src/models/*.cpp and src/llama-graph.cpp of llama.cpp b11434.
 """
 
+from collections.abc import Iterable
+
 from llmsup.core.estimate.attention import attend, attention, qkv
 from llmsup.core.estimate.builder import Builder
 from llmsup.core.estimate.feed_forward import dense, feed_forward
@@ -13,10 +15,10 @@ _F32 = 4
 _MEAN = 1
 
 
-def build(b: Builder) -> None:
-    """All of it."""
+def build(b: Builder, layers: Iterable[int]) -> None:
+    """The graph with these of the layers."""
     x = embedding(b)
-    for number in range(b.shape.trunk):
+    for number in layers:
         b.number = number
         is_last = number == b.shape.trunk - 1
         if not b.traits.is_causal:
