@@ -42,7 +42,7 @@ class Weight:
         return aligned(self.device_bytes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """One repeating layer.
 
@@ -59,7 +59,26 @@ class Block:
     has_cache: bool = True
     state: tuple[int, int] = (0, 0)
 
-    @property
+    @cached_property
+    def sums(self) -> tuple[int, int, int, int]:
+        """Bytes of the weights on the device and on the host, then of the experts alone."""
+        plain = [each for each in self.weights.values() if not each.is_expert]
+        experts = [each for each in self.weights.values() if each.is_expert]
+        return (
+            sum(each.aligned_bytes for each in plain),
+            sum(each.size_bytes for each in plain),
+            sum(each.aligned_bytes for each in experts),
+            sum(each.size_bytes for each in experts),
+        )
+
+    @cached_property
+    def largest(self) -> tuple[int, int]:
+        """The largest weight on the device, and the largest of the experts. Bytes."""
+        plain = [each.aligned_bytes for each in self.weights.values() if not each.is_expert]
+        experts = [each.aligned_bytes for each in self.weights.values() if each.is_expert]
+        return max(plain, default=0), max(experts, default=0)
+
+    @cached_property
     def has_attention(self) -> bool:
         """Whether it attends at all; some layers only feed forward."""
         return (
@@ -68,7 +87,7 @@ class Block:
             or ("attn_kv_a_mqa.weight" in self.weights)
         )
 
-    @property
+    @cached_property
     def has_experts(self) -> bool:
         """Whether it has experts."""
         return any(each.is_expert for each in self.weights.values())

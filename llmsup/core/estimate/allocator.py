@@ -41,8 +41,7 @@ class Buffer:
         block[1] -= size
         if not block[1]:
             del blocks[best]
-        if offset + size > self.peak:
-            self.peak = offset + size
+        self.peak = max(self.peak, offset + size)
         return offset
 
     def give_back(self, offset: int, size: int) -> None:

@@ -1,13 +1,11 @@
 """The compute buffer by rule of thumb: for what has no graph here, and as a peer to measure by."""
 
+from llmsup.core.estimate.builder import OFFLOAD_MIN_ROWS
 from llmsup.core.estimate.effective import Effective, heads_of
 from llmsup.core.estimate.kv_cache import cache_of_block, row_bytes, widths
 from llmsup.core.estimate.weights import expert_is_on_card, outer_is_on_card
 from llmsup.core.ggml import TYPES
 from llmsup.core.shape import Block, ModelShape, Weight
-
-OFFLOAD_MIN_ROWS = 32
-"""From so many rows on an operation with a weight on the host runs on the card."""
 
 _F32, _F16_ID = 4, 1
 
@@ -83,6 +81,18 @@ def _attention(shape: ModelShape, number: int, options: Effective) -> int:
     return size
 
 
+def largest_part(shape: ModelShape, options: Effective) -> str:
+    """What takes most of the compute buffer, in a word."""
+    parts = {"logits": _F32 * shape.vocabulary * options.outputs}
+    for kind in dict.fromkeys(shape.kinds[: shape.trunk]):
+        number = shape.kinds.index(kind)
+        fed = _feed_forward(shape, shape.blocks[number]) * _F32 * options.tokens
+        parts["feed-forward"] = max(parts.get("feed-forward", 0), fed)
+        attended = _attention(shape, number, options)
+        parts["attention"] = max(parts.get("attention", 0), attended)
+    return max(parts, key=lambda name: parts[name])
+
+
 def _masks(shape: ModelShape, options: Effective) -> int:
     width = TYPES[_F16_ID].block_bytes if options.flash_attn else _F32
     windows = {block.window for block in shape.blocks[: shape.trunk]}
@@ -95,12 +105,10 @@ def largest_host_weight(shape: ModelShape, options: Effective) -> int:
         return 0
     sizes = [0]
     for number, block in enumerate(shape.blocks[: shape.trunk]):
-        for weight in block.weights.values():
-            on_card = options.on_card(number)
-            if weight.is_expert:
-                on_card = expert_is_on_card(number, options)
-            if not on_card:
-                sizes.append(weight.aligned_bytes)
+        if not options.on_card(number):
+            sizes += block.largest
+        elif not expert_is_on_card(number, options):
+            sizes.append(block.largest[1])
     if options.outputs >= OFFLOAD_MIN_ROWS:
         output = shape.outer.get("output.weight")
         if output is not None and not outer_is_on_card(shape, "output.weight", options):

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from llmsup.core.estimate.attention import attend, attention, qkv
 from llmsup.core.estimate.builder import Builder
 from llmsup.core.estimate.feed_forward import dense, feed_forward
-from llmsup.core.estimate.recurrent import gated_attention, recurrent
 from llmsup.core.estimate.graph import HOST, Tensor, matmul, op, same, view, weight
+from llmsup.core.estimate.recurrent import gated_attention, recurrent
 
 _F32 = 4
 _MEAN = 1

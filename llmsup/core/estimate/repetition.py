@@ -11,13 +11,15 @@ from llmsup.core.shape import Block, ModelShape
 
 _PERIOD_MAX = 8
 _KEPT_FIRST = 2
-_KEPT_ROUNDS = 3
+_KEPT_ROUNDS = 2
 
 Key = tuple[object, ...]
 
 
 def layers_that_count(shape: ModelShape, options: Effective) -> list[int]:
     """The numbers of layers that give the same peak as all of them."""
+    if _leaves_holes(shape, options):
+        return list(range(shape.trunk))
     keys = [_key(shape, number, options) for number in range(shape.trunk)]
     sees_windows = _sees_windows(shape, options)
     chosen: list[int] = []
@@ -35,6 +37,14 @@ def layers_that_count(shape: ModelShape, options: Effective) -> list[int]:
     if chosen and chosen[-1] != shape.trunk - 1:
         chosen[-1] = shape.trunk - 1
     return chosen
+
+
+def _leaves_holes(shape: ModelShape, options: Effective) -> bool:
+    """Whether equal layers may leave the allocator in another state each time."""
+    if shape.traits.recurrence in ("all", "beside"):
+        return True
+    is_whole = options.first_block == 0 and not options.n_cpu_moe and options.kv_offload
+    return not options.flash_attn and not is_whole
 
 
 def _key(shape: ModelShape, number: int, options: Effective) -> Key:
