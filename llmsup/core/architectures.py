@@ -29,6 +29,8 @@ class Architecture:
     `plain_norm`: its norms subtract the mean. `scales_rows`: the embedding is scaled by an input;
     `scales_q`: the queries are scaled before attention. `norms_experts`: the weights of the chosen
     experts are divided by their sum, where no key says. `positions`: so many for each token.
+    `pools_or_talks`: there are no logits where there are embeddings. `has_graph`: its operations
+    are known here; else its compute buffer gets an upper bound.
     """
 
     window: int = 0
@@ -50,6 +52,8 @@ class Architecture:
     norms_experts: bool = True
     drops_rows: DropsRows = "in the layer"
     positions: int = 1
+    pools_or_talks: bool = False
+    has_graph: bool = True
     gates_attention: bool = False
     adds_to_residual: bool = False
     scales_embedding: bool = False
@@ -135,7 +139,8 @@ _TABLE: dict[str, Architecture] = {
     **dict.fromkeys(
         ("lfm2", "lfm2moe"),
         Architecture(
-            recurrence="no heads", has_windows=True, all_slide=True, adds_to_residual=True
+            recurrence="no heads", has_windows=True, all_slide=True, adds_to_residual=True,
+            pools_or_talks=True,
         ),
     ),
     "falcon-h1": Architecture(recurrence="beside"),

@@ -194,10 +194,10 @@ def _from_cache(
     if v_mla is None:
         v_bytes = row_bytes(options.v_type, value_width) * rows
         v_cache = cache(v_bytes, home)
-        if options.flash_attn:
-            _store(b, "v", view(v, (value_width, b.tokens)), v_cache, 8 * b.tokens)
-        else:
+        if options.turns_values:
             _store_turned(b, v, v_cache, value_width)
+        else:
+            _store(b, "v", view(v, (value_width, b.tokens)), v_cache, 8 * b.tokens)
         v_view = view(v_cache, (), v_bytes + _padding(options.v_type, block.value_length))
     else:
         rank = int(b.shape.number("attention.kv_lora_rank")) or block.value_length
@@ -220,7 +220,7 @@ def _store(b: Builder, name: str, rows: Tensor, into: Tensor, ids_bytes: int) ->
 
 
 def _store_turned(b: Builder, v: Tensor, into: Tensor, width: int) -> None:
-    """Values lie column by column without flash attention: each element has its own row."""
+    """Values that lie column by column: each element has a row of its own."""
     if v.root is not None and prod(v.root.shape) != prod(v.shape):
         v = op("cont", (width, b.tokens), v)
     widest = max(widths(b.shape, each)[1] for each in b.shape.blocks)
@@ -276,6 +276,9 @@ def _plain(
     if v_mla is not None:
         value = int(b.shape.number("attention.kv_lora_rank")) or value
         size = row_bytes(options.k_type, value) * cells * streams
+        v = Tensor("cont", (), size, (view(v, (), v.size),), rows=1)
+    elif not options.turns_values:
+        size = row_bytes(options.v_type, value * b.block.kv_heads) * cells * streams
         v = Tensor("cont", (), size, (view(v, (), v.size),), rows=1)
     kqv = op("mul_mat", (value, tokens, heads, streams), v, kq)
     if v_mla is not None:

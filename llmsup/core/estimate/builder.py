@@ -79,7 +79,7 @@ class Builder:
         home = self.home
         if found.is_expert:
             home = CARD if expert_is_on_card(self.number, self.options) else HOST
-        return weight(found.device_bytes, home, found.shape)
+        return weight(found.device_bytes, home, found.shape, found.type_id)
 
     def outer(self, name: str) -> Tensor | None:
         """A weight that belongs to no layer; None where there is none."""

@@ -3,6 +3,7 @@
 from llmsup.core.estimate.allocator import peaks
 from llmsup.core.estimate.builder import Builder
 from llmsup.core.estimate.effective import Effective
+from llmsup.core.estimate.fusion import group_shared_experts
 from llmsup.core.estimate.model_graph import build
 from llmsup.core.estimate.repetition import layers_that_count
 from llmsup.core.estimate.splits import assign, cut
@@ -18,4 +19,6 @@ def compute_bytes(shape: ModelShape, options: Effective, *, whole: bool = False)
     build(builder, range(shape.trunk) if whole else layers_that_count(shape, options))
     nodes = builder.graph.nodes
     assign(nodes, op_offload=options.op_offload)
-    return peaks(cut(nodes), builder.kept)
+    splits = cut(nodes)
+    group_shared_experts(splits, builder.kept)
+    return peaks(splits, builder.kept)

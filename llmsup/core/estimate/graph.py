@@ -67,10 +67,11 @@ def leaf(size: int, shape: tuple[int, ...] = ()) -> Tensor:
     return tensor
 
 
-def weight(size: int, home: int, shape: tuple[int, ...] = ()) -> Tensor:
+def weight(size: int, home: int, shape: tuple[int, ...] = (), type_id: int = 0) -> Tensor:
     """A tensor of the model."""
     tensor = Tensor("", shape, size, home=home)
     tensor.is_weight = True
+    tensor.type_id = type_id
     return tensor
 
 

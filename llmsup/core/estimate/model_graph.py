@@ -164,7 +164,7 @@ def _logits(b: Builder, x: Tensor) -> None:
     cur = b.norm_by(x, *(b.outer(name) for name in names), pin=False)
     if b.traits.drops_rows == "after the norm":
         cur = b.outputs(cur)
-    matrix = b.output()
+    matrix = None if b.traits.pools_or_talks and b.options.pooled else b.output()
     if matrix is not None and len(matrix.shape) > 1:
         cur = matmul(matrix, cur, matrix.shape[1])
     bias = b.outer("output.bias")
