@@ -6,7 +6,7 @@ is adopted; an older one, or one that no service of the profile wants, is a stra
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +68,15 @@ class Remembering:
         wanted: Collection[str],
         keepers: Mapping[str, Keeper],
         troubles: Troubles,
+        *,
+        measured_bytes: Callable[[str], int | None] = lambda _: None,
     ) -> None:
         self._path = path
         self._profile_path = profile_path
         self._wanted = frozenset(wanted)
         self._keepers = keepers
         self._troubles = troubles
+        self._measured_bytes = measured_bytes
         self._timer: asyncio.TimerHandle | None = None
         self._is_ending = False
 
@@ -92,6 +95,7 @@ class Remembering:
                 restarts=keeper.service.restarts,
                 deaths=keeper.service.deaths,
                 port=keeper.port,
+                measured_bytes=self._measured_bytes(name),
             )
             for name, keeper in self._keepers.items()
         }

@@ -8,11 +8,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from llmsup.config.schema import Liveness, Readiness
 from llmsup.core import events, health, liveness
 from llmsup.core.events import Event
+from llmsup.core.grant import UNPLANNED, Grant
 from llmsup.core.health import Health, Outcome, ProbeResult
+from llmsup.core.leases import Rank
 from llmsup.core.service import Policy, Service, State
 from llmsup.host import ports
 from llmsup.host.probe import probe
@@ -32,16 +35,25 @@ WATCHED = frozenset({State.READY, State.UNREADY, State.DRAINING})
 """The states in which a service that hangs is replaced; a start has its own time limits."""
 
 
+class MakeLaunch(Protocol):
+    """Makes up the launch of a service, with what it got of the card if it uses one."""
+
+    def __call__(self, grant: Grant = UNPLANNED, /) -> Launch:
+        """May raise LaunchError."""
+        ...
+
+
 @dataclass(frozen=True)
 class Unit:
-    """What has to be known of a service to keep it. `launch` may raise LaunchError.
+    """What has to be known of a service to keep it.
 
+    `gpu_layers`: what the profile says; `rank`: whose turn on the card comes first.
     `is_gpu_busy`: whether the card that it may use computes; None where that is not known.
     """
 
     name: str
     kind: str
-    launch: Callable[[], Launch]
+    launch: MakeLaunch
     log: Path
     mark: str
     policy: Policy = field(default_factory=Policy)
@@ -52,6 +64,7 @@ class Unit:
     port: int | None = None
     model: str | None = None
     gpu_layers: int | str | None = None
+    rank: Rank = (True, 0, "")
     successor: Callable[[Launch, int], Launch] | None = None
     """How a process is started that takes over from a live one, as the number after its own."""
     prepare: Callable[[], None] | None = None
@@ -59,7 +72,7 @@ class Unit:
 
     @property
     def uses_card(self) -> bool:
-        """Whether it has layers on the card."""
+        """Whether it may have layers on the card; a plan may leave it none."""
         return self.gpu_layers not in {None, 0}
 
     def generation_mark(self, generation: int) -> str:

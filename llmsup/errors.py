@@ -4,6 +4,7 @@ LlmsupError                exit 1   something failed
 ├── UsageError             exit 2   the command line asks for something that is not there
 ├── ConfigError            exit 2   the profile has problems; lists all of them
 ├── LaunchError            exit 1   a service cannot be started on this machine
+│   └── NoRoomError        exit 1   the card cannot hold what it insists on
 ├── ModelFileError         exit 1   a model file is missing, damaged or not understood
 ├── GatewayError           exit 1   Envoy cannot be set up here
 ├── NotRunningError        exit 3   no daemon answers for this home
@@ -88,6 +89,10 @@ class LaunchError(LlmsupError):
         self.permanent = permanent
         self.shortage = shortage
         self.flaw = flaw
+
+
+class NoRoomError(LaunchError):
+    """What a service insists on does not fit the card, as it is now or ever (`permanent`)."""
 
 
 class ModelFileError(LlmsupError):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llmsup.config.masking import MASK, masked, masked_variable
-from llmsup.control.wire import BinaryInfo, DeathInfo, GpuInfo, MemoryInfo
+from llmsup.control.wire import BinaryInfo, DeathInfo, GpuInfo, MemoryInfo, PlanInfo
 from llmsup.core.advice import hint
 from llmsup.host import bundles, logfile, procfs
 from llmsup.host.process import inherited
@@ -49,15 +49,18 @@ class Evidence:
         self._writer = ThreadPoolExecutor(1, "evidence")
         self._trouble = ""
 
-    def keep(self, findings: Findings) -> None:
-        """Have the bundle of a death written. Returns at once, and never raises for a disk."""
-        self._writer.submit(self._keep, findings)
+    def keep(self, findings: Findings, plan: PlanInfo | None = None) -> None:
+        """Have the bundle of a death written. Returns at once, and never raises for a disk.
 
-    def _keep(self, findings: Findings) -> None:
+        `plan`: what it had been given of the card.
+        """
+        self._writer.submit(self._keep, findings, plan)
+
+    def _keep(self, findings: Findings, plan: PlanInfo | None) -> None:
         death = findings.death
         name = bundles.name(findings.time, findings.unit.name, death.generation)
         try:
-            bundles.keep(self._directory, name, self._files(findings))
+            bundles.keep(self._directory, name, self._files(findings, plan))
             bundles.prune(self._directory, findings.unit.name, KEPT, name)
         except OSError as error:
             self._say(f"crash bundles are not being written: {error}")
@@ -66,9 +69,9 @@ class Evidence:
         else:
             self._trouble = ""
 
-    def _files(self, findings: Findings) -> dict[str, bytes]:
+    def _files(self, findings: Findings, plan: PlanInfo | None) -> dict[str, bytes]:
         secrets = _secrets(findings.launch, self._secrets())
-        info = json.dumps(_struck(_death_info(findings, self._gpu()), secrets), indent=2)
+        info = json.dumps(_struck(_death_info(findings, self._gpu(), plan), secrets), indent=2)
         output = "".join(f"{_without(line, secrets)}\n" for line in _output(findings))
         return {
             bundles.DEATH: f"{info}\n".encode(errors="replace"),
@@ -91,7 +94,7 @@ def _output(findings: Findings) -> list[str]:
     return logfile.lines_between(path, start, end, OUTPUT_LINES, OUTPUT_MAX_BYTES)
 
 
-def _death_info(findings: Findings, gpu: GpuInfo | None) -> DeathInfo:
+def _death_info(findings: Findings, gpu: GpuInfo | None, plan: PlanInfo | None) -> DeathInfo:
     unit, death, launch = findings.unit, findings.death, findings.launch
     status = findings.status
     return {
@@ -113,8 +116,8 @@ def _death_info(findings: Findings, gpu: GpuInfo | None) -> DeathInfo:
         "launch": launch.digest if launch else None,
         "binary": _binary(launch.argv[0]) if launch else None,
         "model": unit.model,
-        "gpu_layers": unit.gpu_layers,
-        "plan": None,
+        "gpu_layers": plan["gpu_layers"] if plan else unit.gpu_layers,
+        "plan": plan,
         "memory": _memory(findings.memory),
         "gpu": gpu,
     }

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 
 from llmsup.attendance import Attendance, Unit
+from llmsup.card_use import CardUse
 from llmsup.core import events, lifecycle
 from llmsup.core.diagnosis import (
     KILLING,
@@ -23,8 +24,9 @@ from llmsup.core.diagnosis import (
     with_holder,
 )
 from llmsup.core.events import Action, Event
+from llmsup.core.grant import UNPLANNED, Grant
 from llmsup.core.service import Service, State
-from llmsup.errors import LaunchError
+from llmsup.errors import LaunchError, NoRoomError
 from llmsup.host import gguf, logfile, ports
 from llmsup.host.memory import Remembered
 from llmsup.host.process import ExitStatus, Found, Process, end_marked
@@ -37,9 +39,13 @@ log = logging.getLogger(__name__)
 PORT_RELEASE_TIMEOUT_S = 1.0
 PORT_LOOK_PERIOD_S = 0.01
 LEAVING_LOOK_PERIOD_S = 0.1
+TURN_FIRST_LOOK_S = 0.05
+TURN_LOOK_PERIOD_S = 0.5
 STRAY_GRACE_S = 1.0
 LAST_LINES = 200
 LAST_BYTES = 64 * 1024
+LOADING_LINES = 4000
+LOADING_BYTES = 1024 * 1024
 
 Change = Callable[[Service, Service], None]
 """Told (before, after) once a step changed the service, before its actions are performed."""
@@ -64,22 +70,26 @@ class Keeper:
         drain_requests: DrainRequests,
         troubles: Troubles,
         is_leaving: IsLeaving,
+        card: CardUse,
     ) -> None:
         self.unit = unit
         self.port = unit.port  # that of the process; an adopted one may have been given another
         self.service = _restored(unit, remembered)
+        self._remembered = remembered
         self._last_port = remembered.port if remembered else None
         self._on_change = on_change
         self._on_death = on_death
         self._drain_requests = drain_requests
         self._troubles = troubles
         self._is_leaving = is_leaving
+        self._card = card
         self._loop = asyncio.get_running_loop()
         self._mailbox: deque[Event] = deque()
         self._is_stepping = False
         self._process: Process | None = None
         self._inquest = Inquest(unit)
         self._timer: asyncio.TimerHandle | None = None
+        self.log_start: int | None = None  # of the process; that of an adopted one is not known
         self._attendants: set[asyncio.Task[None]] = set()
         self._sweeps: set[asyncio.Task[None]] = set()
         self._held_back: Event | None = None  # an exit that is told once its strays are gone
@@ -103,15 +113,18 @@ class Keeper:
 
         Returns whether it was started as it would be now; None where it cannot be kept.
         """
+        grant, conforms = UNPLANNED, True
         try:
-            launch = self.unit.launch()
+            if self.unit.uses_card:
+                grant, conforms = self._card.recall(self.unit.name, found.grant)
+            launch = self.unit.launch(grant)
         except Exception as error:
             log.error("service=%s its process cannot be adopted: %s", self.unit.name, error)
             return None
         process = Process.adopt(found.pid, log=self.unit.log, mark=found.mark)
         if process is None:
             return None
-        is_current = found.digest == launch.digest
+        is_current = conforms and found.digest == launch.digest
         if not is_current and self._last_port and self.unit.kind != "envoy":
             # It is probed, and drained, where it listens, until it is replaced. Envoy is told its
             # address while it lives.
@@ -119,6 +132,11 @@ class Keeper:
             target = replace(launch.target, port=self.port)
             launch = replace(launch, target=target, ports=(self.port,))
         self.post(events.Adopted(found.generation, found.pid))
+        if self.unit.uses_card:
+            last = self._remembered
+            is_its = last is not None and last.generation == found.generation
+            measured_bytes = last.measured_bytes if last and is_its else None
+            self._card.adopt(self.unit.name, found.generation, grant, measured_bytes)
         self._inquest.note_launch(launch if is_current else None)
         self._inquest.note_process(process.pid, None)
         offset = logfile.size_bytes(self.unit.log)
@@ -143,6 +161,11 @@ class Keeper:
         self._inquest.note_process(process.pid, offset)
         self._attend_to(process, generation, launch, offset)
         return before
+
+    def try_again(self) -> None:
+        """Do not wait any longer before the next try."""
+        if self.service.state is State.FAILED and self.service.timer_at is not None:
+            self.post(events.TimerElapsed(self.service.timer_at))
 
     def disown(self) -> None:
         """Let go of the process, which lives on for the next daemon to adopt."""
@@ -205,8 +228,31 @@ class Keeper:
     def _spawn(self, generation: int) -> None:
         self._dismiss()
         self._inquest.note_launch(None)
+        if self.unit.uses_card:
+            self._attend(self._launch_when_placed(generation))
+        else:
+            self._launch(generation, UNPLANNED)
+
+    async def _launch_when_placed(self, generation: int) -> None:
+        """Its turn on the card may take a while to come; it is a wait, and no start that stalls."""
+        answer = self._card.ask(self.unit.name, generation)
+        look_s = TURN_FIRST_LOOK_S
+        while not answer.done():
+            await asyncio.wait([answer], timeout=look_s)
+            if not answer.done():
+                self.post(events.Postponed(generation, self._card.why(self.unit.name)))
+            look_s = min(TURN_LOOK_PERIOD_S, self.unit.policy.stall_timeout_s / 4)
         try:
-            launch = self.unit.launch()
+            grant = answer.result()
+        except Exception as error:
+            self._fail_spawn(generation, error)
+            return
+        self.post(events.Postponed(generation, ""))
+        self._launch(generation, grant)
+
+    def _launch(self, generation: int, grant: Grant) -> None:
+        try:
+            launch = self.unit.launch(grant)
             self._inquest.note_launch(launch)
             for model in launch.models:
                 gguf.require_loadable(model)
@@ -226,7 +272,7 @@ class Keeper:
         mark = self.unit.generation_mark(generation)
         process = Process.spawn(launch, log=self.unit.log, mark=mark)
         self._inquest.note_process(process.pid, offset)
-        self.port = self.unit.port
+        self.port, self.log_start = self.unit.port, offset
         self.post(events.Spawned(generation, process.pid))
         self._attend_to(process, generation, launch, offset)
 
@@ -276,6 +322,7 @@ class Keeper:
             error = LaunchError(f"{type(error).__name__}: {error}", permanent=is_permanent)
         reason = f"{error.message} ({error.hint})" if error.hint else error.message
         cause = MODEL_CAUSES[error.flaw] if error.flaw else Cause.LAUNCH
+        cause = Cause.NO_ROOM if isinstance(error, NoRoomError) else cause
         self.post(events.SpawnFailed(generation, reason, error.permanent, error.shortage, cause))
 
     # --- the end of a process
@@ -293,11 +340,17 @@ class Keeper:
             and self.unit.kind == "llama-server"
             and self.service.state is State.STARTING
         )
+        reason, is_remedied = diagnosis.reason, False
+        if diagnosis.cause is Cause.GPU_MEMORY and self.unit.uses_card:
+            lines = self._loading_lines(log_offset)
+            words, is_remedied = self._card.note_out_of_memory(self.unit.name, lines)
+            reason = f"{reason}; {words}" if words else reason
         exited = events.Exited(
             generation,
-            diagnosis.reason,
+            reason,
             clean=status.clean,
             permanent=is_permanent,
+            remedied=is_remedied,
             cause=diagnosis.cause,
         )
         # A death is answered at once; a stop is over when nothing is left of the generation.
@@ -324,6 +377,11 @@ class Keeper:
             holder = _holder((*diagnosis.ports, *launch.ports))
             return with_holder(ending, _held(holder)) if holder else diagnosis
         return diagnosis
+
+    def _loading_lines(self, log_offset: int) -> list[str]:
+        """All that it said while it loaded, and what it said last."""
+        end = logfile.size_bytes(self.unit.log)
+        return logfile.lines_between(self.unit.log, log_offset, end, LOADING_LINES, LOADING_BYTES)
 
     def _last_lines(self, log_offset: int) -> list[str]:
         end = logfile.size_bytes(self.unit.log)

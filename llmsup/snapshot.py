@@ -1,10 +1,12 @@
 """A service and the card as `llmsup status` shows them."""
 
 from llmsup.attendance import Unit
-from llmsup.control.wire import GpuInfo, ServiceInfo
+from llmsup.control.wire import GpuInfo, PlanInfo, ServiceInfo
 from llmsup.core.device import Device
+from llmsup.core.leases import Lease
 from llmsup.core.service import ALIVE, Service
 from llmsup.host import procfs
+from llmsup.placing import Placed
 
 
 def _pid(leader: int, unit: Unit) -> int:
@@ -13,10 +15,20 @@ def _pid(leader: int, unit: Unit) -> int:
 
 
 def service_info(
-    service: Service, unit: Unit, port: int | None, now: float, trouble: str = ""
+    service: Service,
+    unit: Unit,
+    port: int | None,
+    now: float,
+    *,
+    lease: Lease | None,
+    trouble: str = "",
 ) -> ServiceInfo:
-    """One service at monotonic time `now`; `trouble` is said where it has no reason of its own."""
+    """One service at monotonic time `now`; `trouble` is said where it has no reason of its own.
+
+    With a `lease` its layers are those that it was given, without one what its profile says.
+    """
     is_alive = service.state in ALIVE
+    placement = lease.placement if lease else None
     return {
         "service": service.name,
         "kind": unit.kind,
@@ -26,12 +38,28 @@ def service_info(
         "generation": service.generation,
         "port": port,
         "model": unit.model,
-        "gpu_layers": unit.gpu_layers,
-        "planned_bytes": None,
-        "measured_bytes": None,
+        "gpu_layers": placement.options.gpu_layers if placement else unit.gpu_layers,
+        "layers": placement.layers if placement else None,
+        "planned_bytes": lease.planned_bytes if lease and placement else None,
+        "measured_bytes": lease.measured_bytes if lease else None,
         "restarts": service.restarts,
         "uptime_s": now - service.started_at if is_alive else None,
         "why": service.why or trouble,
+    }
+
+
+def plan_info(placed: Placed, lease: Lease | None) -> PlanInfo:
+    """A plan, and what came of it where that is known."""
+    given = placed.placement
+    return {
+        "gpu_layers": given.options.gpu_layers,
+        "layers": given.layers,
+        "n_cpu_moe": given.options.n_cpu_moe,
+        "ctx_size": given.options.ctx_size,
+        "planned_bytes": given.price.device_bytes,
+        "measured_bytes": lease.measured_bytes if lease else None,
+        "free_bytes": placed.free_bytes,
+        "reason": placed.why,
     }
 
 

@@ -10,17 +10,20 @@ from contextlib import suppress
 
 from llmsup import __version__
 from llmsup.adoption import Remembering, Takeover, take_over
+from llmsup.bookkeeping import Books
+from llmsup.card_gate import CardGate
+from llmsup.card_news import CardNews
 from llmsup.card_watch import CardWatch
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
 from llmsup.config.paths import Paths
-from llmsup.config.units import duration
 from llmsup.control.wire import Answer, Status, UpstreamsInfo
-from llmsup.core import card
+from llmsup.core import card, offload
+from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
-from llmsup.errors import LaunchError, LlmsupError, UsageError
+from llmsup.errors import LaunchError, LlmsupError, ModelFileError, UsageError
 from llmsup.evidence import Evidence
 from llmsup.gateway import Gateway
 from llmsup.host import memory
@@ -33,11 +36,13 @@ from llmsup.host.process import Found, Process, find
 from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.host.shortage import keep_watch
 from llmsup.inquest import Findings
+from llmsup.placing import Placing, short_bytes
 from llmsup.preflight import load_startable
 from llmsup.publication import Publication
 from llmsup.rolls import Rolls
 from llmsup.services import envoy
-from llmsup.snapshot import gpu_info, service_info
+from llmsup.sizing import Sizing
+from llmsup.snapshot import gpu_info, plan_info, service_info
 from llmsup.strays import LOOK_PERIOD_S, Strays
 from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
@@ -50,6 +55,7 @@ EVENTS_MAX_BYTES = 4 * 1024 * 1024
 EVENTS_KEEP = 3
 IN_FLIGHT_PERIOD_S = 0.02
 SETTLE_TIMEOUT_S = 3.0
+FIRST_READING_TIMEOUT_S = 1.0
 CONFIRM_TIMEOUT_S = 2.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
@@ -72,7 +78,9 @@ class Stack:
         routes = effective_routes(profile)
         self._troubles = troubles
         self._journal = Journal(paths.events, troubles)
-        self._card = CardWatch(Nvml().read, read_clocks, self._note_card)
+        self._news = CardNews(self._journal)
+        self._books = Books(paths.ledger, troubles)
+        self._sizing = Sizing(profile, environ, lambda: self._books.ledger, paths.engines)
         self._evidence = Evidence(
             paths.crashes,
             secrets=lambda: loaded.api_keys,
@@ -89,14 +97,28 @@ class Stack:
         self._memory = memory.load(paths.memory, str(loaded.path)).services
         last_ports = {name: each.port for name, each in self._memory.items() if each.port}
         self._strays = Strays()
+        units = build(profile, paths, environ, last_ports, lambda: self._card.is_busy)
+        self._gate = CardGate(
+            Nvml(profile.gpu.device).read,
+            Placing(self._sizing, offload.plan),
+            {unit.name: unit.rank for unit in units if unit.uses_card},
+            lambda: self._supervisor.services,
+            short_bytes=short_bytes,
+            on_placed=self._news.note_placed,
+            on_measured=self._note_measured,
+            on_no_card=self._news.note_no_card,
+            retry=lambda name: self._supervisor.keepers[name].try_again(),
+        )
+        self._card = CardWatch(self._gate.read, read_clocks, self._note_card)
         self._supervisor = Supervisor(
-            build(profile, paths, environ, last_ports, lambda: self._card.is_busy),
+            units,
             self._memory,
             on_change=self._note_change,
             on_death=self._note_death,
             drain_requests=self._drain_requests,
             troubles=troubles,
             is_leaving=self._strays.has,
+            card=self._gate,
             succeed=self._succeed,
         )
         self._succession = Succession(
@@ -112,7 +134,12 @@ class Stack:
         self._rolls = Rolls(self._supervisor, self._keep)
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
         self._remembering = Remembering(
-            paths.memory, str(loaded.path), self._wanted, self._supervisor.keepers, troubles
+            paths.memory,
+            str(loaded.path),
+            self._wanted,
+            self._supervisor.keepers,
+            troubles,
+            measured_bytes=self._measured_bytes,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Task[None] | None = None
@@ -121,7 +148,10 @@ class Stack:
         self.handed_over = asyncio.Event()
 
     async def prepare(self) -> None:
-        """Find out, once for each version of a program, what a launch has to know of it."""
+        """Find out what a launch has to know: of each version of a program once, and which card."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_READING_TIMEOUT_S):
+                await self._gate.read()
         for keeper in self._supervisor.keepers.values():
             if keeper.unit.prepare is not None:
                 with suppress(LaunchError):  # the launch says it, too
@@ -161,6 +191,7 @@ class Stack:
             self._keep(self._mend_drained_gateway())
         self._keep(self.gateway.keep_confirmed(self._publication.note_confirmed))
         self._keep(self._card.keep())
+        self._keep(self._gate.keep())
         self._keep(keep_rotated(self._logs(), self._troubles))
         self._keep(keep_watch(self._paths.logs, self._troubles))
         self._keep(self._troubles.keep_trying())
@@ -193,7 +224,8 @@ class Stack:
                     keeper.unit,
                     keeper.port,
                     time.monotonic(),
-                    self.gateway.last_error or self._succession.trouble if name == GATEWAY else "",
+                    lease=self._gate.lease(name),
+                    trouble=self._trouble() if name == GATEWAY else "",
                 )
                 for name, keeper in self._supervisor.keepers.items()
             ],
@@ -283,6 +315,9 @@ class Stack:
         return Answer(changed=[], message="handing over")
 
     # --- inside
+
+    def _trouble(self) -> str:
+        return self.gateway.last_error or self._succession.trouble
 
     def _settle(self, *names: str) -> None:
         """Publish once nothing is unsettled any more; `names` are no longer waited for.
@@ -379,6 +414,7 @@ class Stack:
         return service.want is Want.DOWN or service.state in {State.BACKOFF, State.FAILED}
 
     def _note_change(self, before: Service, after: Service) -> None:
+        self._gate.note_change(before, after)
         self._remembering.soon()
         self.on_change()
         if after.state is not State.STARTING and after.name in self._unsettled:
@@ -412,18 +448,28 @@ class Stack:
             self.gateway.wake()
 
     def _note_card(self, action: card.Action) -> None:
-        match action:
-            case card.NoteJump(away_s):
-                log.info("the machine was away for %s", duration(away_s))
-            case card.NoteLoss(why):
-                log.error("the card was lost: %s", why)
-                self._journal.write("card", why=f"lost: {why}")
-            case card.Renew(why, away_s) if self._ending is None:
-                users = self._card_users()
-                words = f"back after {duration(away_s)}; restarting {_listed(users) or 'nothing'}"
-                log.warning("the card is %s: %s", words, why)
-                self._journal.write("card", why=words)
-                self._rolls.renew(users)
+        is_back = isinstance(action, card.Renew)
+        if is_back and self._ending is not None:
+            return
+        users = self._card_users() if is_back else []
+        self._news.note_action(action, users)
+        if is_back:
+            self._rolls.renew(users)
+
+    def _note_measured(self, lease: Lease) -> None:
+        self._news.note_measured(lease)
+        self._remembering.soon()
+        given, keeper = lease.placement, self._supervisor.keepers[lease.service]
+        if given is None or keeper.log_start is None or lease.measured_bytes is None:
+            return
+        with suppress(ModelFileError):  # the file has changed since: it is of another model now
+            key = self._sizing.key(lease.service, given.options, self._gate.card)
+            took_bytes, log = lease.measured_bytes, keeper.unit.log
+            self._books.enter(key, given.price, took_bytes, log, keeper.log_start)
+
+    def _measured_bytes(self, name: str) -> int | None:
+        lease = self._gate.lease(name)
+        return lease.measured_bytes if lease else None
 
     def _card_users(self) -> list[str]:
         """The services that are wanted and hold memory of the card."""
@@ -444,7 +490,8 @@ class Stack:
             next=findings.next_step,
             why=death.reason,
         )
-        self._evidence.keep(findings)
+        past = self._gate.past(findings.unit.name, death.generation)
+        self._evidence.keep(findings, plan_info(*past) if past else None)
 
     def _publish(self) -> None:
         if not self._unsettled:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from graphlib import TopologicalSorter
 
 from llmsup.attendance import Unit
+from llmsup.card_use import CardUse
 from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, StopAsked
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.host.memory import Remembered
@@ -36,6 +37,7 @@ class Supervisor:
         drain_requests: DrainRequests,
         troubles: Troubles,
         is_leaving: IsLeaving,
+        card: CardUse,
         succeed: Succeed,
     ) -> None:
         self._on_change = on_change
@@ -51,6 +53,7 @@ class Supervisor:
                 drain_requests=drain_requests,
                 troubles=troubles,
                 is_leaving=is_leaving,
+                card=card,
             )
             for unit in units
         }

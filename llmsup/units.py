@@ -17,6 +17,8 @@ from llmsup.config.schema import (
     Restart,
     Service,
 )
+from llmsup.core.grant import UNPLANNED, Grant, written
+from llmsup.core.leases import rank
 from llmsup.core.routing import Endpoint
 from llmsup.core.service import Policy
 from llmsup.errors import LaunchError
@@ -24,7 +26,7 @@ from llmsup.host import binaries, engine, envoy_hold, ports
 from llmsup.host.leftovers import home_mark
 from llmsup.host.process import carries_mark
 from llmsup.host.replace import fingerprint
-from llmsup.services import command, envoy, llama_server, qdrant
+from llmsup.services import command, envoy, llama_options, llama_server, qdrant
 from llmsup.services.launch import Launch
 
 GATEWAY = "gateway"
@@ -106,25 +108,28 @@ def _unit(
     *,
     is_gpu_busy: Callable[[], bool | None],
 ) -> Unit:
-    def launch() -> Launch:
+    def launch(grant: Grant = UNPLANNED, /) -> Launch:
         match service:
             case LlamaServer():
                 binary = binaries.llama_server(service.binary, environ)
                 known = engine.look(binary, paths.engines)
                 flags = None if known is None else known.flags
-                return llama_server.launch(
-                    service, name=name, binary=binary, port=port or 0, flags=flags
+                made = llama_server.launch(
+                    service,
+                    name=name,
+                    binary=binary,
+                    port=port or 0,
+                    options=grant.placement.options if grant.placement else None,
+                    device=grant.device,
+                    flags=flags,
                 )
+                return replace(made, grant=written(grant))
             case Qdrant():
                 binary = binaries.qdrant(service.binary, environ)
                 storage = _created(paths.state / service.storage)
                 return qdrant.launch(service, binary=binary, storage=storage)
             case Command():
                 return command.launch(service)
-
-    def prepare() -> None:
-        if isinstance(service, LlamaServer):
-            engine.learn(binaries.llama_server(service.binary, environ), paths.engines)
 
     unit = Unit(
         name=name,
@@ -137,11 +142,31 @@ def _unit(
         liveness=service.liveness,
         depends_on=service.depends_on,
         port=port,
-        prepare=prepare,
+        prepare=_asking(service, paths, environ),
         model=Path(service.model).name if isinstance(service, LlamaServer) else None,
-        gpu_layers=service.gpu_layers if isinstance(service, LlamaServer) else None,
+        gpu_layers=_gpu_layers(service),
+        rank=rank(name, service.priority, pinned=service.pinned),
     )
     return replace(unit, is_gpu_busy=is_gpu_busy) if unit.uses_card else unit
+
+
+def _gpu_layers(service: Service) -> int | str | None:
+    """What the profile says; 0 also where `args` keep it off the card."""
+    if not isinstance(service, LlamaServer):
+        return None
+    return service.gpu_layers if llama_options.asked(service, 1).gpu_layers else 0
+
+
+def _asking(
+    service: Service, paths: Paths, environ: Mapping[str, str]
+) -> Callable[[], None] | None:
+    if not isinstance(service, LlamaServer):
+        return None
+
+    def prepare() -> None:
+        engine.learn(binaries.llama_server(service.binary, environ), paths.engines)
+
+    return prepare
 
 
 def _created(directory: Path) -> Path:
@@ -159,7 +184,7 @@ def _gateway(profile: Profile, paths: Paths, environ: Mapping[str, str]) -> Unit
     def binary() -> str:
         return binaries.envoy(profile.gateway.envoy, environ)
 
-    def launch() -> Launch:
+    def launch(_grant: Grant = UNPLANNED, /) -> Launch:
         program = binary()
         holds = may_hold and envoy_hold.is_known_to_hold(program, paths.hold_answer)
         made = envoy.launch(program, paths.gateway, listen, holds=holds)

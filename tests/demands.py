@@ -3,12 +3,16 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import product
 
+from llmsup.core.estimate import buffers_at_least, estimate, off_card, pool_bytes
 from llmsup.core.ladder import degraded
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Demand, Knob, Price
+from llmsup.core.shape import ModelShape, shape_of
 from llmsup.core.sizes import Estimate, Sizes
+from tests.model_shapes import published
 
 MIB = 1 << 20
 AUTO = frozenset({Knob.GPU_LAYERS})
@@ -147,3 +151,30 @@ def _search(usable_bytes: int, tables: Sequence[list[tuple[Options, int]]]) -> l
         if rest is not None:
             return [options, *rest]
     return None
+
+
+@cache
+def of_published(name: str, service: str, **options: object) -> Demand:
+    """A published model, priced by the estimator; what was priced once is remembered."""
+    return of_shape(shape_of(published(name)), service, **options)
+
+
+def of_shape(shape: ModelShape, service: str, **options: object) -> Demand:
+    """A model priced by the estimator; each process costs the driver 125 MiB more."""
+
+    @cache
+    def price(chosen: Options) -> Price:
+        if chosen.gpu_layers == 0:
+            return Price(off_card(shape, chosen), 0)
+        return Price(estimate(shape, chosen), 125 * MIB + pool_bytes(shape, chosen))
+
+    return Demand(
+        service=service,
+        model=f"{service}.gguf",
+        layers=shape.layers,
+        asked=Options(gpu_layers=shape.layers, **options),  # type: ignore[arg-type]
+        price=price,
+        buffers_at_least=lambda chosen: buffers_at_least(shape, chosen),
+        knobs=MOE,
+        has_experts=shape.has_experts,
+    )

@@ -26,6 +26,7 @@ def service(name: str, state: str = "ready", **changed: object) -> ServiceInfo:
         "port": 8001,
         "model": None,
         "gpu_layers": None,
+        "layers": None,
         "planned_bytes": None,
         "measured_bytes": None,
         "restarts": 0,

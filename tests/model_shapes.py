@@ -10,6 +10,8 @@ from llmsup.core.ggml import TYPES
 from llmsup.core.gguf import Model
 from llmsup.core.gguf_header import parse
 from tests.gguf_files import Entry, Item, header
+from tests.unseen_models import MODELS
+from tests.unseen_shapes import header as unseen_header
 
 TYPE_IDS = {known.name: type_id for type_id, known in TYPES.items()}
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
@@ -86,6 +88,13 @@ def published(name: str) -> Model:
     return model_of(_metadata(row), maker.tensors)
 
 
+def unseen(name: str) -> Model:
+    """The model of that name in tests/unseen_models.py."""
+    items, tensors = unseen_header(MODELS[name])
+    kept = {key: item for key, item in items.items() if not key.startswith("tokenizer.")}
+    return _read(kept, tensors)
+
+
 def model_of(metadata: dict[str, Any], tensors: list[Entry]) -> Model:
     """A model of plain values; its header is really written, and really read."""
     items: dict[str, Item] = {}
@@ -94,6 +103,10 @@ def model_of(metadata: dict[str, Any], tensors: list[Entry]) -> Model:
             items[key] = (_KINDS[type(value[0])] + "[]", value)
         else:
             items[key] = (_KINDS[type(value)], value)
+    return _read(items, tensors)
+
+
+def _read(items: dict[str, Item], tensors: list[Entry]) -> Model:
     written, data_bytes = header(items, tensors)
     parsed = parse(written, len(written) + data_bytes)
     assert parsed is not None

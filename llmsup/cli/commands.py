@@ -13,7 +13,7 @@ import typer
 from llmsup import __version__
 from llmsup.cli import complete
 from llmsup.cli.terminal import show
-from llmsup.config.units import parse_duration_s
+from llmsup.config.units import parse_duration_s, parse_size_bytes
 from llmsup.errors import UsageError
 
 app = typer.Typer(
@@ -35,6 +35,18 @@ Services = Annotated[
         autocompletion=complete.services,
     ),
 ]
+Profile = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PROFILE",
+        help="A profile's name or file. Default: what is up, else LLMSUP_PROFILE, else dual.",
+        autocompletion=complete.profiles,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the profile."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Now = Annotated[bool, typer.Option("--now", help="Do not wait for requests in flight.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is added.")]
@@ -48,6 +60,17 @@ def _seconds(text: str) -> float:
         return parse_duration_s(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _mebibytes(text: str) -> int:
+    """Bytes in `text`: a size with a unit, or a number of MiB."""
+    from llmsup.config.wording import quoted
+
+    try:
+        return parse_size_bytes(f"{text}MiB" if text.isdecimal() else text)
+    except ValueError:
+        expected = f"expected MiB or a size with a unit, as 6141 or 6GiB, got {quoted(text)}"
+        raise typer.BadParameter(expected) from None
 
 
 def _show_version(wanted: bool) -> None:
@@ -70,18 +93,8 @@ def llmsup(
 
 @app.command()
 def start(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="PROFILE",
-            help="A profile's name or file. Default: what is up, else LLMSUP_PROFILE, else dual.",
-            autocompletion=complete.profiles,
-        ),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the profile."),
-    ] = None,
+    source: Profile = None,
+    overrides: Overrides = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Be the daemon, with its log on stderr.")
     ] = False,
@@ -161,6 +174,44 @@ def status(
         from llmsup.cli import status as verb
 
         raise typer.Exit(verb.status(as_json=as_json))
+
+
+@app.command()
+def plan(
+    source: Profile = None,
+    *,
+    total_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--total", parser=_mebibytes, metavar="MIB", help="Suppose a card of so much."
+        ),
+    ] = None,
+    free_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--free",
+            parser=_mebibytes,
+            metavar="MIB",
+            help="Suppose so much of it free. Default: all of --total.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show what each model's memory consists of.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show who gets what of the card, without starting anything. Exit status 1: it does not fit."""
+    from llmsup.cli import plan as verb
+
+    verb.plan(
+        source,
+        overrides or (),
+        total_bytes=total_bytes,
+        free_bytes=free_bytes,
+        as_json=as_json,
+        is_verbose=verbose,
+    )
 
 
 @app.command()

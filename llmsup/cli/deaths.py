@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, tzinfo
 
 from llmsup.cli import render
+from llmsup.cli.table import cut
 from llmsup.control.wire import GpuInfo, KeptDeath, MemoryInfo, ServiceInfo
 
 LABEL_WIDTH = 8
@@ -61,11 +62,12 @@ def _block(death: KeptDeath, width: int | None, colour: bool, zone: tzinfo | Non
         ("hint", death["hint"]),
         ("memory", _memory(death["memory"])),
         ("gpu", _gpu(death["gpu"])),
+        ("plan", death["plan"]["reason"] if death["plan"] else ""),
     ):
         lines += _wrapped(render.cleaned(text), label, width) if text else []
     said = [render.cleaned(line) for line in death["output"][-SAID_LINES:]]
     for label, line in zip(["said", *[""] * SAID_LINES], said, strict=False):
-        lines.append(render.cut(f"{INDENT}{label:<{LABEL_WIDTH}}{line}", width))
+        lines.append(cut(f"{INDENT}{label:<{LABEL_WIDTH}}{line}", width))
     # Never cut: it is there to be copied.
     return [*lines, f"{INDENT}{'kept in':<{LABEL_WIDTH}}{death['bundle']}"]
 

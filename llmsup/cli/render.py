@@ -1,14 +1,10 @@
 """What the daemon said, as text for a person. Pure: snapshots and a width in, lines out."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 
+from llmsup.cli.table import GAP, Column, Row, cut, fitted, painted, table
 from llmsup.control.wire import EventInfo, GpuInfo, ServiceInfo, Status, UpstreamsInfo
-
-GAP = "  "
-MODEL_MIN_WIDTH = 12
-WHY_MIN_WIDTH = 10
 
 _COLOURS = {
     "ready": "32",
@@ -24,18 +20,6 @@ _BOLD = "1"
 _YELLOW = "33"
 _SPANS = (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
 
-
-@dataclass(frozen=True)
-class Column:
-    """A heading, and whether what is below it are numbers."""
-
-    title: str
-    is_number: bool = False
-
-
-Paint = Callable[[int, str, str], str]
-"""(column, the bare cell, the padded cell) → the cell with its colour."""
-
 _SERVICE_COLUMNS = (
     Column("SERVICE"),
     Column("STATE"),
@@ -48,6 +32,7 @@ _SERVICE_COLUMNS = (
     Column("WHY"),
 )
 _STATE, _MODEL, _LAYERS, _VRAM, _RESTARTS, _WHY = 1, 2, 3, 4, 6, 8
+_ELASTIC = {_MODEL: 12, _WHY: 10}
 _DISPENSABLE = (_WHY, _VRAM, _LAYERS, _RESTARTS)
 """What a narrow terminal does without, in this order; a reason then stands below the table."""
 _UPSTREAM_COLUMNS = (Column("ROUTE"), Column("DESIRED"), Column("PUBLISHED"), Column("ENVOY HAS"))
@@ -58,16 +43,16 @@ _UPSTREAM_COLUMNS = (Column("ROUTE"), Column("DESIRED"), Column("PUBLISHED"), Co
 
 def status(snapshot: Status, *, width: int | None = None, colour: bool = False) -> str:
     """`llmsup status`: a header line, one for the card, the table, and what else is wrong."""
-    table = services(snapshot["services"], width=width, colour=colour)
+    shown = services(snapshot["services"], width=width, colour=colour)
     head = [header(snapshot)]
     if snapshot["gpu"] is not None:
         head.append(card(snapshot["gpu"]))
-    elif any(info["gpu_layers"] not in {None, 0} for info in snapshot["services"]):
+    elif any(_may_use_card(info) for info in snapshot["services"]):
         words = f"no GPU: {cleaned(snapshot['gpu_why'])}"
-        head.append(_painted(words, _YELLOW if colour else ""))
+        head.append(painted(words, _YELLOW if colour else ""))
     troubles = snapshot["daemon"].get("troubles", [])  # none are told by an older daemon
     warnings = [f"warning: {cleaned(trouble)}" for trouble in troubles]
-    return "\n".join([*head, "", table, *([""] if warnings else []), *warnings])
+    return "\n".join([*head, "", shown, *([""] if warnings else []), *warnings])
 
 
 def header(snapshot: Status) -> str:
@@ -99,18 +84,20 @@ def services(
 ) -> str:
     """The table of services, at most `width` wide; reasons that were cut follow it in full."""
     rows = [_service_row(info) for info in infos]
-    shown, limits = _layout(rows, width)
+    shown, limits = fitted(
+        _SERVICE_COLUMNS, rows, width, elastic=_ELASTIC, dispensable=_DISPENSABLE
+    )
 
     def paint(column: int, cell: str, padded: str) -> str:
-        return _painted(padded, _COLOURS.get(cell, "")) if shown[column] == _STATE else padded
+        return painted(padded, _COLOURS.get(cell, "")) if shown[column] == _STATE else padded
 
-    lines = _table(
+    lines = table(
         [_SERVICE_COLUMNS[column] for column in shown],
         [tuple(cut(row[column], limits.get(column)) for column in shown) for row in rows],
-        paint if colour else _plain,
+        paint if colour else None,
     )
     if colour:
-        lines[0] = _painted(lines[0], _BOLD)
+        lines[0] = painted(lines[0], _BOLD)
     why_width = limits.get(_WHY) if _WHY in shown else 0
     rest = [f"{row[0]}: {row[_WHY]}" for row in rows if cut(row[_WHY], why_width) != row[_WHY]]
     return "\n".join([*lines, "", *rest] if rest else lines)
@@ -127,7 +114,7 @@ def upstreams(infos: Sequence[UpstreamsInfo]) -> str:
         )
         for info in infos
     ]
-    return "\n".join(_table(_UPSTREAM_COLUMNS, rows, _plain))
+    return "\n".join(table(_UPSTREAM_COLUMNS, rows))
 
 
 def event(info: EventInfo, zone: tzinfo | None = None, *, width: int = 0) -> str:
@@ -184,17 +171,15 @@ def mebibytes(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:.0f} MiB"
 
 
+def model_name(file: str) -> str:
+    """The name of a model file as a person knows it."""
+    return cleaned(file.rpartition("/")[2].removesuffix(".gguf"))
+
+
 def count(number: int, noun: str) -> str:
     """A number with its noun: "1 service", "3 services"."""
     plural = "es" if noun.endswith("s") else "s"
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"
-
-
-def cut(cell: str, limit: int | None) -> str:
-    """A text of at most `limit` characters; None: as it is."""
-    if limit is None or len(cell) <= limit:
-        return cell
-    return f"{cell[: limit - 1]}…" if limit else ""
 
 
 def cleaned(text: str) -> str:
@@ -205,15 +190,14 @@ def cleaned(text: str) -> str:
 # --- inside -------------------------------------------------------------------------------------
 
 
-def _service_row(info: ServiceInfo) -> tuple[str, ...]:
-    model, layers, planned = info["model"], info["gpu_layers"], info["planned_bytes"]
-    port, uptime_s = info["port"], info["uptime_s"]
+def _service_row(info: ServiceInfo) -> Row:
+    model, port, uptime_s = info["model"], info["port"], info["uptime_s"]
     return (
         info["service"],
         info["state"],
-        "-" if model is None else model.rpartition("/")[2].removesuffix(".gguf"),
-        "-" if layers is None else str(layers),
-        "-" if planned is None else mebibytes(planned),
+        "-" if model is None else model_name(model),
+        _layers(info),
+        _vram(info["planned_bytes"], info["measured_bytes"]),
         "-" if port is None else str(port),
         str(info["restarts"]),
         "-" if uptime_s is None else age(uptime_s),
@@ -221,62 +205,23 @@ def _service_row(info: ServiceInfo) -> tuple[str, ...]:
     )
 
 
-def _layout(
-    rows: Sequence[tuple[str, ...]], width: int | None
-) -> tuple[list[int], Mapping[int, int]]:
-    """The columns that are shown in `width`, and how wide models and reasons may be."""
-    shown = list(range(len(_SERVICE_COLUMNS)))
-    if width is None:
-        return shown, {}
-    widths = _widths(_SERVICE_COLUMNS, rows)
-    least = {
-        _MODEL: min(widths[_MODEL], MODEL_MIN_WIDTH),
-        _WHY: min(widths[_WHY], WHY_MIN_WIDTH),
-    }
-    for dropped in (None, *_DISPENSABLE):
-        shown = [column for column in shown if column != dropped]
-        gaps = len(GAP) * (len(shown) - 1)
-        fixed = gaps + sum(widths[column] for column in shown if column not in least)
-        spare = width - fixed - sum(least[column] for column in shown if column in least)
-        if spare >= 0:
-            break
-    limits = dict(least)
-    for column in (_MODEL, _WHY):
-        if column in shown and spare > 0:
-            grown = min(widths[column], limits[column] + spare)
-            spare -= grown - limits[column]
-            limits[column] = grown
-    return shown, limits
+def _may_use_card(info: ServiceInfo) -> bool:
+    """Whether its profile asks for layers; one that a plan was made for may have got none."""
+    return info["gpu_layers"] not in {None, 0} or info.get("layers") is not None
 
 
-def _table(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], paint: Paint) -> list[str]:
-    widths = _widths(columns, rows)
-    titles = tuple(column.title for column in columns)
-
-    def line(cells: tuple[str, ...], paint: Paint) -> str:
-        padded = (
-            cell.rjust(width) if column.is_number else cell.ljust(width)
-            for cell, width, column in zip(cells, widths, columns, strict=True)
-        )
-        painted = (paint(i, cells[i], cell) for i, cell in enumerate(padded))
-        return GAP.join(painted).rstrip()
-
-    return [line(titles, _plain), *(line(row, paint) for row in rows)]
+def _layers(info: ServiceInfo) -> str:
+    """Those on the card, of all: "19/29"; what the profile says while nothing is planned."""
+    asked, layers = info["gpu_layers"], info.get("layers")  # an older daemon does not tell
+    if asked is None:
+        return "-"
+    return str(asked) if layers is None or isinstance(asked, str) else f"{asked}/{layers}"
 
 
-def _widths(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> list[int]:
-    return [
-        max(len(column.title), *(len(row[i]) for row in rows), 0)
-        for i, column in enumerate(columns)
-    ]
-
-
-def _plain(_column: int, _cell: str, padded: str) -> str:
-    return padded
-
-
-def _painted(text: str, code: str) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if code else text
+def _vram(planned_bytes: int | None, measured_bytes: int | None) -> str:
+    """Planned against measured: "3.2/3.3 GiB"; what is planned while it loads; "-": nothing."""
+    known = [size for size in (planned_bytes, measured_bytes) if size is not None]
+    return f"{'/'.join(f'{size / 2**30:.1f}' for size in known)} GiB" if any(known) else "-"
 
 
 def _moment(info: EventInfo, zone: tzinfo | None) -> datetime:

@@ -34,9 +34,7 @@ def show(text: str) -> None:
 
 def show_json(value: object) -> None:
     """Data for programs, to stdout. Raises what `show` raises."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    is_unicode = encoding.lower().startswith("utf")
-    show(json.dumps(value, indent=2, ensure_ascii=not is_unicode))
+    show(json.dumps(value, indent=2, ensure_ascii=not is_unicode(sys.stdout)))
 
 
 def say(text: str) -> None:
@@ -64,6 +62,12 @@ def discard(stream: TextIO | None) -> None:
 def is_live(stream: TextIO | None) -> bool:
     """Whether `stream` is a terminal that can be drawn on."""
     return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def is_unicode(stream: TextIO | None) -> bool:
+    """Whether `stream` takes every character."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return encoding.lower().startswith("utf")
 
 
 def has_colour(stream: TextIO | None) -> bool:

@@ -66,6 +66,11 @@ class Paths:
         return self.state / "hold.json"
 
     @property
+    def ledger(self) -> Path:
+        """What loads took of the card."""
+        return self.state / "ledger.json"
+
+    @property
     def engines(self) -> Path:
         """What is known of each llama-server that was asked."""
         return self.state / "engines.json"

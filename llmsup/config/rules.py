@@ -7,7 +7,15 @@ from itertools import pairwise
 
 from llmsup.config.flags import owned_flags
 from llmsup.config.listen import is_loopback, parse_listen
-from llmsup.config.schema import Command, Gateway, LlamaServer, Profile, Qdrant, Service
+from llmsup.config.schema import (
+    PLAIN_CACHE_TYPES,
+    Command,
+    Gateway,
+    LlamaServer,
+    Profile,
+    Qdrant,
+    Service,
+)
 from llmsup.config.units import duration
 from llmsup.config.wording import Key, choices, named, quoted, suggestion
 
@@ -16,9 +24,6 @@ Finding = tuple[Key, str]
 
 LIVENESS_MIN_S = 2.0
 """Shorter than this, one look that came late would be a verdict."""
-
-PLAIN_CACHE_TYPES = ("f32", "f16", "bf16")
-"""Those of `cache_type_k` and `cache_type_v` that are not quantised."""
 
 RESERVED = ("gateway", "daemon", "all")
 """Names that a service cannot have: commands and logs use them for something else."""
@@ -123,7 +128,7 @@ def _llama_server(service: LlamaServer) -> Iterator[tuple[str, str]]:
         elif "cache_type" in degrade:
             yield "degrade", f'{needs}; drop flash_attn = "off" or "cache_type"'
     if degrade and service.gpu_layers != "auto":
-        yield "degrade", 'only with gpu_layers = "auto"; another number is taken as it is'
+        yield "degrade", 'only with gpu_layers = "auto"; a number of layers is taken as it is'
     elif degrade and service.pinned:
         yield "degrade", "contradicts pinned = true: what is pinned is never made smaller"
     if len(set(degrade)) < len(degrade):

@@ -30,10 +30,8 @@ Period = Annotated[
 ]
 
 Headroom = Annotated[
-    int,
+    Annotated[int, Meta(ge=0, le=2**40)] | None,
     Meta(
-        ge=0,
-        le=2**40,
         extra={"unit": "size"},
         description='a size of at most 1TiB with a unit, such as "256MiB"',
     ),
@@ -112,6 +110,9 @@ GpuLayers = Annotated[
 """-1 is all of them in .env files that were written for llama.cpp as it was."""
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+PLAIN_CACHE_TYPES = ("f32", "f16", "bf16")
+"""Those that are not quantised."""
+
 Degradation = Literal["cache_type", "ubatch", "ctx_size"]
 """What a plan may take from a service before it takes layers; the values of `core.plan.Degrade`."""
 
@@ -228,11 +229,14 @@ class Models(Table, frozen=True):
 
 
 class Gpu(Table, frozen=True):
-    """The card, and how much of it may be used. `ceiling` is for all programs together."""
+    """The card, and how much of it may be used. `ceiling` is for all programs together.
+
+    `headroom_bytes`: None leaves it to `sizing`, which looks at the machine.
+    """
 
     device: CardIndex | CardUuid = 0
     ceiling: Ceiling = Share(percent=95)
-    headroom_bytes: Headroom = field(default=256 * 1024 * 1024, name="headroom")
+    headroom_bytes: Headroom = field(default=None, name="headroom")
     rebalance: Literal["off", "shrink", "auto"] = "shrink"
 
 

@@ -37,7 +37,8 @@ class GpuInfo(TypedDict):
 
 class ServiceInfo(TypedDict):
     """One service. `why` explains any state that is not plainly good; `uptime_s` is null while
-    there is no process.
+    there is no process. `gpu_layers` of `layers` are on the card; `layers` is null until a plan
+    was made. `measured_bytes`: what the card lost to it while it loaded.
     """
 
     service: str
@@ -49,6 +50,7 @@ class ServiceInfo(TypedDict):
     port: int | None
     model: str | None
     gpu_layers: int | str | None
+    layers: int | None
     planned_bytes: int | None
     measured_bytes: int | None
     restarts: int
@@ -78,6 +80,22 @@ class BinaryInfo(TypedDict):
     modified_time: float
 
 
+class PlanInfo(TypedDict):
+    """What a service was given of the card, and why. `layers` are those of its model.
+
+    `free_bytes`: what was free when it was planned. `measured_bytes`: what the card lost to it.
+    """
+
+    gpu_layers: int
+    layers: int
+    n_cpu_moe: int
+    ctx_size: int
+    planned_bytes: int
+    measured_bytes: int | None
+    free_bytes: int | None
+    reason: str
+
+
 class DeathInfo(TypedDict):
     """`death.json` of a crash bundle. `time` is Unix seconds.
 
@@ -104,7 +122,7 @@ class DeathInfo(TypedDict):
     binary: BinaryInfo | None
     model: str | None
     gpu_layers: int | str | None
-    plan: None
+    plan: PlanInfo | None
     memory: MemoryInfo
     gpu: GpuInfo | None
 
@@ -181,3 +199,7 @@ class EventInfo(TypedDict):
     next: NotRequired[str]
     why: NotRequired[str]
     elapsed_ms: NotRequired[float]
+    gpu_layers: NotRequired[int]
+    planned_mib: NotRequired[int]
+    measured_mib: NotRequired[int]
+    free_mib: NotRequired[int | None]

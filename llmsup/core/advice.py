@@ -9,6 +9,7 @@ SIGBUS = 7
 _HINTS = {
     Cause.GPU_MEMORY: "fewer `gpu_layers` or a smaller `ctx_size`; nvidia-smi shows who uses the "
     "card",
+    Cause.NO_ROOM: '`gpu_layers = "auto"` takes what there is; nvidia-smi shows who uses the card',
     Cause.GPU_FAILED: "see that nvidia-smi works; after a suspend the driver may need a restart",
     Cause.HOST_MEMORY: "a smaller `ctx_size` or model, or more memory: under WSL2 that is `memory` "
     "in .wslconfig, under systemd MemoryMax",

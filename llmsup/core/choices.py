@@ -9,14 +9,15 @@ that a wrong guess may cost a layer and never the card.
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import pairwise
 
 from llmsup.core.ladder import Step, degraded, is_required, steps
 from llmsup.core.options import Options
 from llmsup.core.plan import Degrade, Demand, Price
 
-PROBES = 8
-"""So many prices are asked for where fewer would do: guesses are checked with what is left."""
+FEW = 8
+"""With no more choices than that all are asked for: the layers of a small model are small beside
+its gap, and guesses tell little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Choices:
         """The cheapest, whatever it ran out of memory with; None where the engine refuses all."""
         found: Choice | None = None
         by_bound = sorted(self._keys(), key=lambda key: self.at_least(*key))
-        for key in by_bound[:PROBES]:
+        for key in by_bound[:FEW]:
             if found is not None and self.at_least(*key) >= found.device_bytes:
                 break
             choice = self.at(*key)
@@ -97,23 +98,26 @@ class Choices:
 
         There is one for what may go off the card, and for what is required if `least` fits.
         """
-        room_bytes = max(0, room_bytes)
-        if self.demand.at_most_bytes is not None:
-            room_bytes = max(0, min(room_bytes, self.demand.at_most_bytes - 1))
-        reached = self._climb(0, -1, room_bytes)
-        if reached < self.top:
-            if len(self.rungs) > 1:
-                self._give(reached, room_bytes)
-            self._check_guesses(room_bytes)
-        best = self._best_known(room_bytes)
-        while best is not None and best.step < self.top:
+        room_bytes = self._allowed(room_bytes)
+        while True:
+            self._search(room_bytes)
+            fitting = (each for each in self._asked.values() if each.device_bytes <= room_bytes)
+            best = max(fitting, key=lambda each: each.rank, default=None)
+            if best is None:
+                raise LookupError(self.demand.service)
+            if best.step == self.top:
+                return best
             after = self.at(best.step + 1, best.rung)
             if after is None or after.device_bytes > room_bytes:
-                break
-            best = self._best_known(room_bytes)
-        if best is None:
-            raise LookupError(self.demand.service)
-        return best
+                return best
+
+    def need(self, room_bytes: int) -> int:
+        """What the whole model takes, and no more than it may use of `room_bytes`."""
+        room_bytes = self._allowed(room_bytes)
+        if self.at_least(self.top, 0) >= room_bytes:
+            return room_bytes
+        whole = self.at(self.top, 0)
+        return room_bytes if whole is None else min(whole.device_bytes, room_bytes)
 
     def best_untouched(self, room_bytes: int) -> Choice | None:
         """The best known with nothing taken from the service."""
@@ -143,6 +147,10 @@ class Choices:
             self._bounds[key] = self.demand.buffers_at_least(options) if options.gpu_layers else 0
         return self._bounds[key]
 
+    def _allowed(self, room_bytes: int) -> int:
+        most_bytes = self.demand.at_most_bytes
+        return max(0, room_bytes if most_bytes is None else min(room_bytes, most_bytes - 1))
+
     def _rung(self, rung: int) -> Options:
         return self.rungs[rung] if rung else self.demand.asked  # no ladder unless it is needed
 
@@ -159,9 +167,23 @@ class Choices:
                 self.trouble = str(error)
         return self._prices[options]
 
+    def _search(self, room_bytes: int) -> None:
+        may_be_off = self.steps[0][0] == 0
+        if may_be_off:
+            self.at(0, 0)  # fits any room
+        reached = self._climb(0, 0 if may_be_off else -1, room_bytes)
+        if reached == self.top:
+            return
+        if len(self.rungs) > 1:
+            self._give(reached, room_bytes)
+        keys = self._keys()
+        if len(keys) <= FEW:
+            for key in keys:
+                if self.at_least(*key) <= room_bytes:
+                    self.at(*key)
+
     def _climb(self, rung: int, reached: int, room_bytes: int) -> int:
         """The best step above `reached` that fits on this rung, as far as the gaps tell."""
-        reached = max(reached, -1 if rung == 0 or self.steps[0][0] else 0)
         while True:
             fitting = (
                 choice.step
@@ -204,33 +226,12 @@ class Choices:
             else:
                 refused = rung
 
-    def _check_guesses(self, room_bytes: int) -> None:
-        """Ask for better choices that were passed over, the nearest ones, up to the allowance."""
-        best = self._best_known(room_bytes)
-        at, rung_at = (0, len(self.rungs)) if best is None else (best.step, best.rung)
-        # The last rung is bound by the least: beyond its last step none of the others is possible.
-        beyond = self._last_below(room_bytes, len(self.rungs) - 1, at - 1, self.top + 1) + 1
-        passed_over = (
-            (step, rung)
-            for step in range(at, beyond)
-            for rung in reversed(range(len(self.rungs) if step > at else rung_at))
-            if (step, rung) not in self._asked
-            and (rung == 0 or self.steps[step][0])
-            and self.at_least(step, rung) <= room_bytes
-        )
-        for step, rung in islice(passed_over, max(0, PROBES - len(self._prices))):
-            self.at(step, rung)
-
     def _keys(self) -> list[tuple[int, int]]:
-        """Steps and rungs of all choices, the least preferred first."""
-        rungs = range(len(self.rungs) - 1, -1, -1)
+        """Steps and rungs of all choices."""
+        rungs = range(len(self.rungs))
         return [
             (step, rung)
             for step, (gpu_layers, _) in enumerate(self.steps)
             for rung in rungs
             if rung == 0 or gpu_layers
         ]
-
-    def _best_known(self, room_bytes: int) -> Choice | None:
-        fitting = (each for each in self._asked.values() if each.device_bytes <= room_bytes)
-        return max(fitting, key=lambda each: each.rank, default=None)

@@ -19,6 +19,7 @@ class Cause(Enum):
     """Why a process died. The value is for people and for metrics."""
 
     GPU_MEMORY = "out of GPU memory"
+    NO_ROOM = "no room on the card"
     GPU_FAILED = "GPU failed"
     HOST_MEMORY = "out of memory"
     MODEL_MISSING = "model file missing"
@@ -137,7 +138,9 @@ def _rule(cause: Cause, needle: str, pattern: str = "", code: int | None = None)
     return _Rule(cause, needle, re.compile(pattern or re.escape(needle), re.IGNORECASE), code)
 
 
-_HOST_BUFFER = r"(?:CPU|\w+_Host)"
+HOST_BUFFER = r"(?:CPU|\w+_Host)"
+"""How the name of a buffer begins that is no memory of the card."""
+
 _RULES = (
     # A debugger that a dying server calls may lack a library, too; it is the loader's exit that
     # tells. "cannot open shared object file" is missing; what is there and unfit says why.
@@ -154,19 +157,19 @@ _RULES = (
     _rule(Cause.GPU_MEMORY, "cuda error: out of memory"),
     _rule(Cause.GPU_MEMORY, "erroroutofdevicememory"),
     _rule(
-        Cause.GPU_MEMORY, "unable to allocate ", rf"unable to allocate (?!{_HOST_BUFFER})\w+ buffer"
+        Cause.GPU_MEMORY, "unable to allocate ", rf"unable to allocate (?!{HOST_BUFFER})\w+ buffer"
     ),
     _rule(
         Cause.GPU_MEMORY,
         " buffer of size",
-        rf"failed to allocate (?!{_HOST_BUFFER}|output)\w+ buffer of size",
+        rf"failed to allocate (?!{HOST_BUFFER}|output)\w+ buffer of size",
     ),
     _rule(Cause.HOST_MEMORY, "std::bad_alloc"),
     _rule(Cause.HOST_MEMORY, "insufficient memory (attempted to allocate"),
     _rule(
         Cause.HOST_MEMORY,
         " buffer",
-        rf"(unable|failed) to allocate (output|{_HOST_BUFFER}\w*) buffer",
+        rf"(unable|failed) to allocate (output|{HOST_BUFFER}\w*) buffer",
     ),
     _rule(Cause.HOST_MEMORY, "mmap failed: cannot allocate memory"),
     _rule(Cause.GPU_FAILED, "cuda error: "),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from llmsup.config.schema import Restart
+from llmsup.core.diagnosis import Cause
 from llmsup.core.events import (
     EVENTS,
     Adopted,
@@ -19,6 +20,7 @@ from llmsup.core.events import (
     Event,
     Exited,
     Hung,
+    Postponed,
     ProbeFailed,
     Progressed,
     RestartAsked,
@@ -53,12 +55,17 @@ def variants(service: Service) -> tuple[Event, ...]:
         DependenciesChanged(()),
         DependenciesChanged(("qdrant",)),
         Adopted(generation + 1, 4712),
+        Postponed(generation, "waits for the card"),
+        Postponed(generation, ""),
         Spawned(generation, 4711),
         SpawnFailed(generation, "no such file", permanent=True),
         SpawnFailed(generation, "no memory"),
+        SpawnFailed(generation, "no descriptors", shortage=True),
+        SpawnFailed(generation, "no room", shortage=True, cause=Cause.NO_ROOM),
         Exited(generation, "exited with status 0", clean=True),
         Exited(generation, "killed by SIGKILL"),
         Exited(generation, "no such model", permanent=True),
+        Exited(generation, "out of GPU memory", remedied=True),
         ProbeFailed(generation, "loading the model"),
         BecameReady(generation),
         BecameUnready(generation, "no answer"),

@@ -50,6 +50,14 @@ class Adopted:
 
 
 @dataclass(frozen=True)
+class Postponed:
+    """The spawn has to wait, for the card, say; without a `reason` it has to no longer."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Spawned:
     """The process of this generation exists."""
 
@@ -61,7 +69,7 @@ class Spawned:
 class SpawnFailed:
     """There is no process; `permanent` says that trying again unchanged is useless.
 
-    `shortage`: of descriptors, say. It is waited out, and is no death of the service.
+    `shortage`: of descriptors, or of room on the card. It is waited out, and is no death.
     """
 
     generation: int
@@ -73,12 +81,16 @@ class SpawnFailed:
 
 @dataclass(frozen=True)
 class Exited:
-    """The process is gone; `clean` is exit status 0, `permanent` as in SpawnFailed."""
+    """The process is gone; `clean` is exit status 0, `permanent` as in SpawnFailed.
+
+    `remedied`: the next launch is another one, which is not expected to die of the same cause.
+    """
 
     generation: int
     reason: str
     clean: bool = False
     permanent: bool = False
+    remedied: bool = False
     cause: Cause = Cause.UNKNOWN
 
 
@@ -148,6 +160,7 @@ Event = (
     | RestartAsked
     | DependenciesChanged
     | Adopted
+    | Postponed
     | Spawned
     | SpawnFailed
     | Exited
@@ -166,6 +179,7 @@ EVENTS: tuple[type[Event], ...] = (
     RestartAsked,
     DependenciesChanged,
     Adopted,
+    Postponed,
     Spawned,
     SpawnFailed,
     Exited,

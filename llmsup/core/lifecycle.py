@@ -36,6 +36,7 @@ from llmsup.core.events import (
     Exited,
     Hung,
     Kill,
+    Postponed,
     ProbeFailed,
     Progressed,
     RestartAsked,
@@ -57,6 +58,7 @@ Rule = Callable[[Service, Any, float], Step]
 STOPPED_ON_REQUEST = "stopped on request"
 KILL_AGAIN_MIN_S = 1.0
 SHORTAGE_RETRY_S = 2.0
+NO_ROOM_RETRY_S = 60.0
 
 
 # --- what can follow ----------------------------------------------------------------------------
@@ -137,24 +139,33 @@ def _give_up(service: Service) -> Step:
     return replace(service, state=State.FAILED, pid=None, timer_at=None, why=why), ()
 
 
-def _wait_out(service: Service, shortage: str, now: float) -> Step:
-    """Try again soon. Nothing was started and nothing died, so nothing is counted."""
+def _wait_out(service: Service, event: SpawnFailed, now: float) -> Step:
+    """Try again soon. Nothing was started and nothing died, so nothing is counted.
+
+    Room on the card may take hours to come, and who is told at once can do something about it.
+    """
+    is_room = event.cause is Cause.NO_ROOM
     waiting = replace(
         service,
-        state=State.BACKOFF,
+        state=State.FAILED if is_room else State.BACKOFF,
         pid=None,
         restarts=service.restarts - (1 if service.deaths else 0),
-        timer_at=now + SHORTAGE_RETRY_S,
-        why=shortage,
+        timer_at=now + (NO_ROOM_RETRY_S if is_room else SHORTAGE_RETRY_S),
+        why=f"{event.reason}; tried again once there is room" if is_room else event.reason,
     )
     return waiting, ()
 
 
 def _die(service: Service, event: Exited | SpawnFailed, now: float) -> Step:
     if isinstance(event, SpawnFailed) and event.shortage:
-        return _wait_out(service, event.reason, now)
+        return _wait_out(service, event, now)
     dead = _count_death(service, event.cause, event.reason, now)
-    return _give_up(dead) if event.permanent else _recover(dead, now)
+    if event.permanent:
+        return _give_up(dead)
+    if isinstance(event, Exited) and event.remedied and service.policy.restart.policy != "never":
+        # Each remedy makes the next launch smaller, so they come to an end by themselves.
+        return _spawn_or_wait(replace(dead, pid=None, timer_at=None), now)
+    return _recover(dead, now)
 
 
 def _wanted(event: StopAsked | RestartAsked) -> Want:
@@ -243,6 +254,18 @@ def _adopt(service: Service, event: Adopted, now: float) -> Step:
         why="",
     )
     return adopted, ()
+
+
+def _postpone(service: Service, event: Postponed, now: float) -> Step:
+    """Its time limits are for a process: they begin once it may be spawned."""
+    policy = service.policy
+    waiting = replace(
+        service,
+        started_at=now,
+        timer_at=now + min(policy.stall_timeout_s, policy.start_timeout_s),
+        why=event.reason,
+    )
+    return waiting, ()
 
 
 def _note_pid(service: Service, event: Spawned, _now: float) -> Step:
@@ -355,6 +378,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         RestartAsked: _start,
         DependenciesChanged: _unblock,
         Adopted: _adopt,
+        Postponed: _ignore,
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _ignore,
@@ -373,6 +397,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         RestartAsked: _stop_unrouted,
         DependenciesChanged: _note_missing,
         Adopted: _ignore,
+        Postponed: _postpone,
         Spawned: _note_pid,
         SpawnFailed: _die_or_end,
         Exited: _die_or_end,
@@ -391,6 +416,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         RestartAsked: _stop_routed,
         DependenciesChanged: _note_missing,
         Adopted: _ignore,
+        Postponed: _ignore,
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _die_or_end,
@@ -409,6 +435,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         RestartAsked: _stop_routed,
         DependenciesChanged: _note_missing,
         Adopted: _ignore,
+        Postponed: _ignore,
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _die_or_end,
@@ -427,6 +454,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         RestartAsked: _stop_draining,
         DependenciesChanged: _note_missing,
         Adopted: _ignore,
+        Postponed: _ignore,
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _end_stop,
@@ -445,6 +473,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         RestartAsked: _stop_stopping,
         DependenciesChanged: _note_missing,
         Adopted: _ignore,
+        Postponed: _ignore,
         Spawned: _note_pid,
         SpawnFailed: _end_stop,
         Exited: _end_stop,
@@ -463,6 +492,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         RestartAsked: _start,
         DependenciesChanged: _note_missing,
         Adopted: _ignore,
+        Postponed: _ignore,
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _ignore,
@@ -481,6 +511,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         RestartAsked: _start,
         DependenciesChanged: _note_missing,
         Adopted: _ignore,
+        Postponed: _ignore,
         Spawned: _ignore,
         SpawnFailed: _ignore,
         Exited: _ignore,

@@ -8,8 +8,9 @@ rules, in this order:
   refused, and what cannot be placed takes nothing from anybody.
 * A higher rank gets its best choice before a lower one gets any. Layers come first, then what was
   taken from the service for them (`core.ladder`).
-* Services of one rank share what is left evenly, in bytes: what one cannot use goes to the others.
-  What remains, less than a layer of each, goes to them in the order of their names.
+* Services of one rank share what is left evenly, in bytes: what one cannot use, be it all that it
+  needs or too little for its first layer, goes to the others. The rest that no longer makes a
+  layer for each is offered to them in the order of their names.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -113,39 +114,32 @@ def _eased(demand: Demand) -> Demand:
 
 def _share(peers: Sequence[Choices], room_bytes: int) -> list[Placement]:
     """Placements of services of one rank that may get anything from all to nothing."""
-    chosen: dict[str, Choice] = {}
-    left_bytes = room_bytes
-    for each, share_bytes in zip(peers, _even_shares(peers, room_bytes), strict=True):
-        chosen[each.demand.service] = each.best(share_bytes)
-        left_bytes -= chosen[each.demand.service].device_bytes
+    chosen = {peer: peer.best(share) for peer, share in _shares(peers, room_bytes).items()}
+    while users := [peer for peer, choice in chosen.items() if choice.device_bytes]:
+        if len(users) == len(chosen):
+            break
+        chosen = {peer: peer.best(share) for peer, share in _shares(users, room_bytes).items()}
+    left_bytes = room_bytes - sum(choice.device_bytes for choice in chosen.values())
     placements = []
-    for each in peers:
-        left_bytes += chosen[each.demand.service].device_bytes
-        choice = each.best(left_bytes)
-        placements.append(_explained(each, choice, left_bytes))
+    for peer in peers:
+        if peer in chosen:
+            left_bytes += chosen[peer].device_bytes
+        choice = peer.best(left_bytes)
+        placements.append(_explained(peer, choice, left_bytes))
         left_bytes -= choice.device_bytes
     return placements
 
 
-def _even_shares(peers: Sequence[Choices], room_bytes: int) -> list[int]:
+def _shares(peers: Sequence[Choices], room_bytes: int) -> dict[Choices, int]:
+    """Even shares: none gets more than another that could use more."""
     if len(peers) == 1:
-        return [room_bytes]
-    needs = [_need(each, room_bytes) for each in peers]
-    shares = [0] * len(peers)
-    left_bytes = room_bytes
-    in_order = sorted(range(len(peers)), key=needs.__getitem__)
-    for done, peer in enumerate(in_order):
-        shares[peer] = min(needs[peer], left_bytes // (len(peers) - done))
-        left_bytes -= shares[peer]
+        return {peers[0]: room_bytes}
+    needs = {peer: peer.need(room_bytes) for peer in peers}
+    shares = {}
+    for done, peer in enumerate(sorted(peers, key=needs.__getitem__)):
+        shares[peer] = min(needs[peer], room_bytes // (len(peers) - done))
+        room_bytes -= shares[peer]
     return shares
-
-
-def _need(choices: Choices, room_bytes: int) -> int:
-    """What all of it takes, or `room_bytes` where that is less."""
-    if choices.at_least(choices.top, 0) >= room_bytes:
-        return room_bytes
-    whole = choices.at(choices.top, 0)
-    return room_bytes if whole is None else min(whole.device_bytes, room_bytes)
 
 
 def _explained(choices: Choices, choice: Choice, room_bytes: int) -> Placement:

@@ -39,7 +39,7 @@ def reason(choices: Choices, choice: Choice, room_bytes: int, next_bytes: int | 
     more = f"{_next(choices, choice)} {taken(next_bytes)}"
     if choice.device_bytes + next_bytes <= room_bytes:
         return f"{said}: {more}, with which it ran out of memory"
-    return f"{said}: {more}, {free(max(0, room_bytes - choice.device_bytes))} are left for it"
+    return f"{said}: {more}, {free(max(0, room_bytes - choice.device_bytes))} are left"
 
 
 def without_card(demand: Demand) -> str:
@@ -54,7 +54,8 @@ def refusal(
 ) -> str:
     """Why a required service has no place beside those that `kept_bytes` is kept for."""
     layers = _layers(demand, cheapest.options)
-    said = f"{demand.service}: {layers} take {taken(cheapest.device_bytes)}"
+    least = "" if cheapest.options == demand.asked else "at least "
+    said = f"{demand.service}: {layers} take {least}{taken(cheapest.device_bytes)}"
     if cheapest.device_bytes <= room_bytes:
         return f"{said}, with which it ran out of memory"
     after = ", ".join(f"{name} ({taken(each)})" for name, each in kept_bytes.items() if each)

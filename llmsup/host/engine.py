@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from llmsup import __version__
 from llmsup.host.process import inherited
 from llmsup.host.replace import fingerprint, replace_file
 from llmsup.services.llama_help import Flags, parse
@@ -86,7 +87,7 @@ def _read(cache: Path) -> dict[str, _Answer]:
 
 
 def _identity(binary: str) -> str:
-    return _hash((path, fingerprint(path)) for path in _parts(binary))
+    return _hash([__version__, *((path, fingerprint(path)) for path in _parts(binary))])
 
 
 def _build(binary: str, version: str) -> str:
@@ -114,21 +115,22 @@ def _output(binary: str, argument: str) -> str | None:
 
     It gets no card to look for: that takes time, and wakes one that sleeps.
     """
-    try:
-        process = subprocess.Popen(
-            [binary, argument],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**inherited(), "CUDA_VISIBLE_DEVICES": ""},
-            start_new_session=True,
-        )
-    except OSError as error:
-        log.info("cannot start %s: %s", binary, error.strerror)
-        return None
-    assert process.stdout is not None
-    with process.stdout as pipe:
-        said = _beginning(pipe.fileno())
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "wb") as output:
+        try:
+            process = subprocess.Popen(
+                [binary, argument],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**inherited(), "CUDA_VISIBLE_DEVICES": ""},
+                start_new_session=True,
+            )
+        except OSError as error:
+            log.info("cannot start %s: %s", binary, error.strerror)
+            return None
+        output.close()  # so that the other end sees when it is the last to have it
+        said = _beginning(reading)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # and what it has started; it is not reaped yet
         process.wait()

@@ -26,12 +26,13 @@ FIRST_READ_BYTES = 12 * 1024 * 1024
 READ_GROWTH = 4
 CACHED_MODELS = 64
 
-_HINTS = {
+HINTS = {
     Flaw.MISSING: "put it back, or name another `model`",
     Flaw.FORMAT: "a little-endian GGUF file of version 2 or 3 is needed",
     Flaw.TRUNCATED: "download it again",
     Flaw.CORRUPT: "download it again",
 }
+"""What to do about a flaw."""
 _MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
@@ -58,7 +59,7 @@ def require_loadable(path: Path) -> None:
         look(path)
     except ModelFileError as error:
         if error.is_certain:
-            hint = _HINTS.get(error.flaw, "")
+            hint = HINTS.get(error.flaw, "")
             raise LaunchError(error.message, hint=hint, permanent=True, flaw=error.flaw) from None
 
 

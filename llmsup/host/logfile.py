@@ -144,6 +144,18 @@ def lines_between(path: Path, start: int, end: int, lines: int, max_bytes: int) 
     return [line for line in cleaned if line][-lines:]
 
 
+def first_lines(path: Path, start: int, end: int, max_bytes: int) -> list[str]:
+    """The lines that begin after `start`, cleaned, of at most so many bytes up to `end`.
+
+    None where the live file was rotated so far since that they are not in it.
+    """
+    try:
+        written = _read(path, start, min(end, start + max_bytes))
+    except OSError:
+        return []
+    return [_clean(line).rstrip() for line in written.split(b"\n")]
+
+
 def after_last(path: Path, beginning: str, end: int, max_bytes: int = _CHUNK_BYTES) -> int:
     """The offset after the last line before `end` that begins so; 0 where there is none."""
     end = min(end, size_bytes(path))

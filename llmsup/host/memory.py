@@ -5,16 +5,12 @@ by them. This file holds what cannot be read off a process. It is versioned and 
 one that cannot be trusted is set aside, never fatal.
 """
 
-import hashlib
-import logging
 from pathlib import Path
 
 import msgspec
 
 from llmsup.host import procfs
-from llmsup.host.replace import replace_file
-
-log = logging.getLogger(__name__)
+from llmsup.host.sealed import Sealed
 
 VERSION = 1
 MAX_BYTES = 4 * 1024 * 1024
@@ -24,6 +20,7 @@ class Remembered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One service. `deaths` are monotonic seconds, good for one boot of the machine.
 
     `asked`: what the operator asked where that is not what the profile wants, "up" or "down".
+    `measured_bytes`: what the card lost to the generation, None where that is not known.
     """
 
     asked: str
@@ -31,6 +28,7 @@ class Remembered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     restarts: int
     deaths: tuple[float, ...] = ()
     port: int | None = None
+    measured_bytes: int | None = None
 
 
 class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,10 +39,7 @@ class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     services: dict[str, Remembered] = {}
 
 
-class _File(msgspec.Struct, frozen=True):
-    version: int
-    sha256: str
-    memory: msgspec.Raw
+_FILE = Sealed("memory", Memory, VERSION, MAX_BYTES)
 
 
 def save(path: Path, memory: Memory) -> None:
@@ -52,52 +47,19 @@ def save(path: Path, memory: Memory) -> None:
 
     Raises OSError.
     """
-    content = msgspec.json.encode(memory)
-    file = _File(VERSION, hashlib.sha256(content).hexdigest(), msgspec.Raw(content))
-    replace_file(path, _spare(path), msgspec.json.encode(file))
+    _FILE.save(path, memory)
 
 
 def forget(path: Path) -> None:
     """Remove the file. Raises OSError."""
-    _spare(path).unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    _FILE.forget(path)
 
 
 def load(path: Path, profile_path: str) -> Memory:
     """What was saved during this boot with this profile; nothing where that cannot be trusted."""
     nothing = Memory(procfs.boot_id(), profile_path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError("too large")
-        memory = _decode(path.read_bytes())
-    except FileNotFoundError:
-        return nothing
-    except (OSError, ValueError, RecursionError) as error:
-        _set_aside(path, error)
+    memory = _FILE.load(path)
+    if memory is None:
         return nothing
     is_ours = (memory.boot_id, memory.profile_path) == (nothing.boot_id, profile_path)
     return memory if is_ours else nothing
-
-
-def _decode(content: bytes) -> Memory:
-    """Raises ValueError."""
-    file = msgspec.json.decode(content, type=_File)
-    if file.version != VERSION:
-        raise ValueError(f"its version is {file.version}, not {VERSION}")
-    if hashlib.sha256(bytes(file.memory)).hexdigest() != file.sha256:
-        raise ValueError("its checksum is wrong")
-    return msgspec.json.decode(file.memory, type=Memory)
-
-
-def _spare(path: Path) -> Path:
-    return path.with_suffix(".spare")
-
-
-def _set_aside(path: Path, error: Exception) -> None:
-    aside = path.with_suffix(".corrupt")
-    try:
-        path.rename(aside)
-    except OSError as failure:
-        log.warning("%s cannot be read (%s) nor set aside (%s)", path, error, failure)
-    else:
-        log.warning("%s cannot be read (%s); it is kept as %s", path, error, aside)

@@ -17,6 +17,7 @@ from llmsup.core.device import Absence, Device, NoDevice, Reading
 
 LIBRARY = "libnvidia-ml.so.1"
 TIMEOUT_S = 5.0
+_LISTED = 8
 
 _ABSENCES = {
     "DRIVER_NOT_LOADED": (Absence.NO_DRIVER, "the NVIDIA driver is not loaded"),
@@ -35,7 +36,7 @@ _ABSENCES = {
 
 
 class Nvml:
-    """Reads one card, chosen by its index or UUID. Used from one event loop."""
+    """Reads one card or one instance (MIG), by its index or UUID. Used from one event loop."""
 
     def __init__(self, device: int | str = 0, timeout_s: float = TIMEOUT_S) -> None:
         self._device = device
@@ -96,18 +97,15 @@ class Nvml:
         if not self._is_initialised:
             nvml.nvmlInit()
             self._is_initialised = True
-        if isinstance(self._device, str):
-            handle = nvml.nvmlDeviceGetHandleByUUID(self._device)
-            index = nvml.nvmlDeviceGetIndex(handle)
-        else:
-            count, index = nvml.nvmlDeviceGetCount(), self._device
-            if not 0 <= index < count:
-                which = f"no card {index}, only {count}" if count else "no card"
-                return NoDevice(Absence.NO_DEVICE, f"the NVIDIA driver has {which}")
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        handle = _found(nvml, self._device)
+        if isinstance(handle, NoDevice):
+            return handle
+        whole = _whole(nvml, self._device, handle)
+        if whole is handle and (reason := _partitioned(nvml, handle)):
+            return NoDevice(Absence.NO_DEVICE, reason)
         memory = _memory(nvml, handle)
         device = Device(
-            index=index,
+            index=nvml.nvmlDeviceGetIndex(whole),
             uuid=nvml.nvmlDeviceGetUUID(handle),
             name=nvml.nvmlDeviceGetName(handle),
             driver=nvml.nvmlSystemGetDriverVersion(),
@@ -115,7 +113,7 @@ class Nvml:
             free_bytes=memory.free,
             used_bytes=memory.used,
             reserved_bytes=getattr(memory, "reserved", None),
-            utilization_percent=_utilization(nvml, handle),
+            utilization_percent=_utilization(nvml, handle) if whole is handle else None,
         )
         if device.doubt:
             return NoDevice(Absence.UNBELIEVABLE, f"NVML says {device.doubt}")
@@ -128,13 +126,65 @@ class Nvml:
                 nvml.nvmlShutdown()
 
 
+def _found(nvml: ModuleType, device: int | str) -> Any:
+    """Its handle; NoDevice that says what there is where there is none."""
+    count = nvml.nvmlDeviceGetCount()
+    try:
+        if isinstance(device, str):
+            return nvml.nvmlDeviceGetHandleByUUID(device)
+        if 0 <= device < count:
+            return nvml.nvmlDeviceGetHandleByIndex(device)
+    except nvml.NVMLError as error:
+        if error.value not in (nvml.NVML_ERROR_NOT_FOUND, nvml.NVML_ERROR_INVALID_ARGUMENT):
+            raise
+    if not count:
+        return NoDevice(Absence.NO_DEVICE, "the NVIDIA driver has no card")
+    listed = []
+    for index in range(min(count, _LISTED)):
+        with suppress(nvml.NVMLError):
+            card = nvml.nvmlDeviceGetHandleByIndex(index)
+            listed.append(f"{index}: {_named(nvml, card)}")
+    there_is = "; ".join([*listed, *["…"] * (count > _LISTED)])
+    return NoDevice(Absence.NO_DEVICE, f"there is no card {device}, only {there_is or count}")
+
+
+def _named(nvml: ModuleType, handle: Any) -> str:
+    return f"{nvml.nvmlDeviceGetName(handle)}, {nvml.nvmlDeviceGetUUID(handle)}"
+
+
+def _whole(nvml: ModuleType, device: int | str, handle: Any) -> Any:
+    """The card that an instance (MIG) is a part of; only a card has an index and is seen to work.
+
+    Any other handle as it is.
+    """
+    if isinstance(device, str) and device.startswith("MIG-"):
+        return nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+    return handle
+
+
+def _partitioned(nvml: ModuleType, handle: Any) -> str:
+    """Why a card cannot be used as a whole: programs get no more than an instance of it."""
+    try:
+        is_partitioned = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
+        most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle) if is_partitioned else 0
+    except nvml.NVMLError:  # most cards cannot be; what else is wrong with it, its memory will tell
+        return ""
+    if not is_partitioned:
+        return ""
+    instances = []
+    for number in range(most):
+        with suppress(nvml.NVMLError):  # not every number has one
+            instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+            instances.append(_named(nvml, instance))
+    words = f"{_named(nvml, handle)} is partitioned (MIG)"
+    if not instances:
+        return f"{words} and has no instance; nvidia-smi mig makes one"
+    return f"{words}; name one of its instances as gpu.device: {'; '.join(instances)}"
+
+
 def _memory(nvml: ModuleType, handle: Any) -> Any:
     """Version 2 tells apart what the driver keeps for itself; older drivers have version 1."""
-    older = (
-        nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-        nvml.NVML_ERROR_NOT_SUPPORTED,
-        nvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-    )
+    older = (*_unsupported(nvml), nvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH)
     try:
         return nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2)
     except nvml.NVMLError as error:
@@ -148,10 +198,14 @@ def _utilization(nvml: ModuleType, handle: Any) -> int | None:
     try:
         percent = int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     except nvml.NVMLError as error:
-        if error.value not in (nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND):
+        if error.value not in _unsupported(nvml):
             raise
         return None
     return percent if percent <= 100 else None
+
+
+def _unsupported(nvml: ModuleType) -> tuple[int, int]:
+    return nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND
 
 
 def _explained(nvml: ModuleType, code: int) -> NoDevice:

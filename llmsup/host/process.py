@@ -22,6 +22,9 @@ MARK = "LLMSUP_MARK"
 DIGEST = "LLMSUP_LAUNCH"
 """The variable with the digest of the launch: what a process was started as, told by itself."""
 
+GRANT = "LLMSUP_GRANT"
+"""The variable with what it was given of the card."""
+
 # Settings of llama-server that would act behind the profile's back: an inherited API key makes it
 # refuse what the gateway forwards while its /health stays good; unified memory hides that a card is
 # full, and is slow instead. And what lets the daemon, and nobody in its name, speak to the service
@@ -97,7 +100,7 @@ class Process:
                     stdout=output,
                     stderr=output,
                     cwd=launch.cwd,
-                    env={**inherited(), **launch.env, MARK: mark, DIGEST: launch.digest},
+                    env={**inherited(), **launch.env, **_told(launch, mark)},
                     start_new_session=True,
                 )
         except (OSError, ValueError) as error:
@@ -193,6 +196,7 @@ class Found:
     service: str
     generation: int
     digest: str
+    grant: str
     is_leader: bool
     start_ticks: int
 
@@ -213,8 +217,11 @@ def find(prefix: str) -> list[Found]:
         is_leader = procfs.group_and_session(pid)[1] == pid and _mark(procfs.parent(pid)) != mark
         if generation.isdecimal():
             digest = variables.get(DIGEST.encode(), b"").decode(errors="replace")
+            grant = variables.get(GRANT.encode(), b"").decode(errors="replace")
             started = procfs.start_ticks(pid)
-            found.append(Found(pid, mark, service, int(generation), digest, is_leader, started))
+            found.append(
+                Found(pid, mark, service, int(generation), digest, grant, is_leader, started)
+            )
     return found
 
 
@@ -327,6 +334,11 @@ def _status(pidfd: int) -> ExitStatus | None:
     if result.si_code == os.CLD_EXITED:
         return ExitStatus(code=result.si_status)
     return ExitStatus(signal=result.si_status, dumped_core=result.si_code == os.CLD_DUMPED)
+
+
+def _told(launch: Launch, mark: str) -> dict[str, str]:
+    """What the next daemon reads off the process."""
+    return {MARK: mark, DIGEST: launch.digest, GRANT: launch.grant}
 
 
 def _name(number: int) -> str:

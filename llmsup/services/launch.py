@@ -36,6 +36,7 @@ class Launch:
     `may_wait`: it may be the client of somebody who takes long to answer.
     `configuration` tells what else would make it a different process: the content of its files, the
     version of its program. `once` are further arguments that make no difference of that kind.
+    `grant`: what it was given of the card, which the next daemon reads off the process.
     """
 
     argv: tuple[str, ...]
@@ -48,6 +49,7 @@ class Launch:
     configuration: str = ""
     once: tuple[str, ...] = ()
     models: tuple[Path, ...] = ()
+    grant: str = ""
 
     @property
     def digest(self) -> str:

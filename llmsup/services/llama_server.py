@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmsup.config.schema import LlamaServer
+from llmsup.config.schema import PLAIN_CACHE_TYPES, LlamaServer
 from llmsup.core.options import Options
 from llmsup.services.launch import Launch, Target, Via
 from llmsup.services.llama_help import Flags
@@ -11,6 +11,10 @@ from llmsup.services.llama_options import asked
 
 LAYERS_MAX = 2**31 - 1
 """Stands for "all" where it is not known how many there are; the engine takes no more than all."""
+
+_VERBOSITY = frozenset(
+    ["-lv", "--verbosity", "--log-verbosity", "-v", "--verbose", "--log-verbose", "--log-disable"]
+)
 
 
 def launch(
@@ -22,6 +26,7 @@ def launch(
     options: Options | None = None,
     device: str | None = None,
     flags: Flags | None = None,
+    is_measured: bool = False,
 ) -> Launch:
     """The command line of one llama-server; `spec.args` come last, so that they have the last word.
 
@@ -29,13 +34,14 @@ def launch(
     no default. None: nothing was planned, the profile's own words hold, and a number of layers
     that it leaves to a plan is 0. `device`: the UUID of the card that was planned with. `flags`
     that the engine is known not to have are left out; None: it is taken to have them all.
+    `is_measured`: the size of each buffer is known from an earlier load, so it need not be told.
     """
     chosen = options or _unplanned(spec)
     argv = [
         *(binary, "--host", "127.0.0.1", "--port", str(port)),
         *("--model", spec.model, "--alias", name),
     ]
-    for flag, *value in _said(chosen):
+    for flag, *value in _said(chosen, flags):
         if flags is None or flag in flags.known:
             argv += [flag, *value]
     if spec.readiness.tcp:
@@ -43,12 +49,13 @@ def launch(
     else:
         target = Target(Via.HTTP, port=port, path=spec.readiness.http_get or "/health")
     return Launch(
-        argv=(*argv, *_flash_attention(chosen, flags), *_verbosity(flags), *spec.args),
+        argv=(*argv, *spec.args),
         target=target,
         env=_env(chosen, device) | spec.env,
         ports=(port,),
         models=(Path(spec.model),),
         tells_work=True,
+        once=() if is_measured else _telling(spec, flags),
     )
 
 
@@ -56,7 +63,7 @@ def _unplanned(spec: LlamaServer) -> Options:
     return asked(spec, 0 if spec.gpu_layers == "auto" else LAYERS_MAX)
 
 
-def _said(options: Options) -> Iterator[tuple[str, ...]]:
+def _said(options: Options, flags: Flags | None) -> Iterator[tuple[str, ...]]:
     yield ("--offline",)
     yield "--gpu-layers", str(options.gpu_layers)
     if not options.gpu_layers:
@@ -71,20 +78,23 @@ def _said(options: Options) -> Iterator[tuple[str, ...]]:
     yield "--ubatch-size", str(options.ubatch)
     yield "--cache-type-k", options.cache_type_k
     yield "--cache-type-v", options.cache_type_v
+    if flags is None or "--flash-attn" not in flags.bare:
+        yield "--flash-attn", options.flash_attn
+    elif options.flash_attn == "on" or _needs_flash_attention(options):
+        yield ("--flash-attn",)
     yield ("--metrics",)
 
 
-def _flash_attention(options: Options, flags: Flags | None) -> tuple[str, ...]:
-    """Older builds have a switch that is off by default, newer ones a choice of three."""
-    flag = "--flash-attn"
-    if flags is None or flag not in flags.bare:
-        return flag, options.flash_attn
-    return (flag,) if options.flash_attn == "on" else ()
+def _telling(spec: LlamaServer, flags: Flags | None) -> tuple[str, ...]:
+    """So talkative that it tells the size of each buffer; older builds do so anyway."""
+    if _VERBOSITY.intersection(spec.args) or (flags is not None and not flags.has_trace):
+        return ()
+    return "--verbosity", "4"
 
 
-def _verbosity(flags: Flags | None) -> tuple[str, ...]:
-    """So much that it tells the size of each buffer; older builds do so anyway."""
-    return ("--verbosity", "4") if flags is None or flags.has_trace else ()
+def _needs_flash_attention(options: Options) -> bool:
+    """A quantised V cache does; builds that know of "auto" see to it themselves."""
+    return options.flash_attn == "auto" and options.cache_type_v not in PLAIN_CACHE_TYPES
 
 
 def _env(options: Options, device: str | None) -> dict[str, str]:

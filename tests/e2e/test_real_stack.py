@@ -166,7 +166,7 @@ def test_a_restart_under_load_fails_no_request(stack: Home) -> None:
 
 def test_the_servers_own_output_is_in_the_logs(stack: Home) -> None:
     settled(stack)
-    result = stack.cli("logs", "chat", "-n", "200")
+    result = stack.cli("logs", "chat", "-n", "5000")
     assert result.returncode == 0
     assert "listening" in result.stdout
     assert "\x1b" not in result.stdout

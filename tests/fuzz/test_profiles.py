@@ -19,6 +19,7 @@ from tests.home import REPOSITORY
 GOOD: dict[str, Any] = {
     "mode": "dual",
     "models": {"dirs": ["models", "package:nothing_here"]},
+    "gpu": {"device": "GPU-1", "ceiling": "95%", "headroom": "256MiB", "rebalance": "auto"},
     "gateway": {"listen": "127.0.0.1:8000", "drain_timeout": "3s"},
     "service": {
         "chat": {
@@ -26,6 +27,10 @@ GOOD: dict[str, Any] = {
             "ctx_size": 4096, "args": ["--threads", "1"], "env": {"A": "${LANG:-b}"},
             "readiness": {"http_get": "/health", "period": "2s", "failure_threshold": 3},
             "restart": {"policy": "always", "backoff": "1s", "max_deaths": 5, "window": "10m"},
+        },
+        "code": {
+            "kind": "llama-server", "model": "chat.gguf", "gpu_layers": "auto", "ctx_size": 4096,
+            "degrade": ["cache_type", "ubatch", "ctx_size"], "ctx_size_min": 1024,
         },
         "qdrant": {"kind": "qdrant", "port": 6333, "storage": "qdrant"},
         "rag": {"kind": "command", "command": ["rag", "${ONE}"], "depends_on": ["chat"]},
@@ -38,6 +43,7 @@ TOKENS = (
     b"${", b"${A:-${B}}", b"$$", b"\xff", b"\x00", b"\r", b"\xef\xbb\xbf", b"= 1979-05-27\n",
     b"= inf\n", b"= 0x7fffffffffffffff\n", b"= 1e400\n", b"9" * 5000, b'"-1s"', b'"1h" * 2', b"~",
     b'"~nobody/x"', b'"../../../etc/passwd"', b"\\u0000", b"env_file = 'p.toml'\n", b"\xe2\x80\xae",
+    b"= '101%'\n", b"= '1e9%'\n",
 )  # fmt: skip
 
 

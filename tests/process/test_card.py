@@ -29,7 +29,7 @@ def cards(home: Home, tmp_path: Path) -> StubCards:
     return stub
 
 
-def start(home: Home) -> None:
+def start(home: Home, gpu: str = "") -> None:
     """Two model servers with layers on the card, and two services that do not use it."""
     binary = home.root / "llama-server"
     binary.write_text(SERVER.format(python=sys.executable, stub=str(STUBS / "upstream.py")))
@@ -44,7 +44,7 @@ def start(home: Home) -> None:
             f'model = "{model}"\nport = {port}\ngpu_layers = {count}\n'
             'readiness = { period = "200ms" }\ndrain_timeout = "1s"\n'
         )
-    home.write(text)
+    home.write(f"[gpu]\n{gpu}\n{text}")
     home.start()
 
 
@@ -77,6 +77,20 @@ def test_status_shows_the_card_as_it_is(home: Home, cards: StubCards) -> None:
 
     assert (status["gpu"]["total_bytes"], status["gpu_why"]) == (6141 * MIB, "")
     assert lines[1] == "RTX 4050 Laptop GPU · 0.5 of 6.0 GiB free"
+
+
+def test_the_card_that_the_profile_names_is_the_one(home: Home, cards: StubCards) -> None:
+    cards.write(cards.card(), cards.card("GPU-2", name="NVIDIA T4", free=512 * MIB))
+    start(home, 'device = "GPU-2"')
+
+    assert wait_gpu(home, 512)["gpu"]["name"] == "NVIDIA T4"
+
+    cards.write(cards.card())
+    wait_until(
+        lambda: home.status()["gpu_why"].startswith("there is no card GPU-2, only 0: NVIDIA"),
+        "the card is missed",
+        pause_s=0.05,
+    )
 
 
 def test_a_card_that_is_not_asked_after_is_left_alone(home: Home, cards: StubCards) -> None:
@@ -160,4 +174,4 @@ def test_a_machine_without_a_card(home: Home, cards: StubCards) -> None:
 
     assert home.status()["gpu"] is None
     assert "no GPU: the NVIDIA driver is not loaded" in home.cli("status").stdout
-    assert (tries, cards.calls("nvmlInitWithFlags")) == (1, 1)
+    assert cards.calls("nvmlInitWithFlags") == tries

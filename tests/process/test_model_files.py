@@ -238,7 +238,7 @@ def llama_server(home: Home) -> Path:
     (port,) = free_ports(1)
     binary = home.root / "llama-server"
     command = shlex.join([sys.executable, str(STUBS / "upstream.py"), "--name", "chat"])
-    binary.write_text(f"#!/bin/sh\nexec {command} --port {port}\n")
+    binary.write_text(f'#!/bin/sh\nexec {command} --port {port} "$@"\n')
     binary.chmod(0o700)
     model = write_sparse(home.root / "m.gguf")
     home.write(

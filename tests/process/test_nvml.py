@@ -134,8 +134,13 @@ def test_a_card_is_chosen_by_index_or_uuid(cards: StubCards, device: int | str, 
     ("device", "lines", "reason"),
     [
         (0, [], "the NVIDIA driver has no card"),
-        (2, [StubCards.card()], "the NVIDIA driver has no card 2, only 1"),
-        ("GPU-9", [StubCards.card()], "the NVIDIA driver has no such card (NVML: NOT_FOUND)"),
+        (2, [StubCards.card()], f"there is no card 2, only 0: {NAME}, GPU-1"),
+        (
+            2,
+            [StubCards.card(), StubCards.card("GPU-2", name="NVIDIA T4")],
+            f"there is no card 2, only 0: {NAME}, GPU-1; 1: NVIDIA T4, GPU-2",
+        ),
+        ("GPU-9", [StubCards.card()], f"there is no card GPU-9, only 0: {NAME}, GPU-1"),
     ],
 )
 def test_a_card_that_is_not_there(
@@ -146,6 +151,48 @@ def test_a_card_that_is_not_there(
         assert nvml.absence() == ("NO_DEVICE", reason)
         cards.write(cards.card(), cards.card("GPU-9"), cards.card())
         assert nvml.read()["name"] == NAME
+
+
+A100 = StubCards.card("GPU-8", name="NVIDIA A100")
+INSTANCE = f"mig 1 MIG-1 {4864 * MIB} {4800 * MIB} {60 * MIB} NVIDIA A100 MIG 1g.5gb"
+
+
+def test_an_instance_of_a_partitioned_card_is_read_by_its_uuid(cards: StubCards) -> None:
+    cards.write(cards.card(), A100, INSTANCE)
+    with reader(cards.environ, "MIG-1") as nvml:
+        said = nvml.read()
+
+        cards.write(cards.card())
+        gone = nvml.absence()
+
+    assert gone == ("NO_DEVICE", f"there is no card MIG-1, only 0: {NAME}, GPU-1")
+    assert (said["uuid"], said["name"]) == ("MIG-1", "NVIDIA A100 MIG 1g.5gb")
+    assert (said["total_bytes"], said["free_bytes"]) == (4864 * MIB, 4800 * MIB)
+    assert (said["index"], said["utilization_percent"]) == (1, None)
+
+
+@pytest.mark.parametrize("device", [1, "GPU-8"])
+def test_a_partitioned_card_names_its_instances(cards: StubCards, device: int | str) -> None:
+    cards.write(cards.card(), A100, INSTANCE)
+    with reader(cards.environ, device) as nvml:
+        assert nvml.absence() == (
+            "NO_DEVICE",
+            "NVIDIA A100, GPU-8 is partitioned (MIG); name one of its instances as gpu.device: "
+            "NVIDIA A100 MIG 1g.5gb, MIG-1",
+        )
+        cards.write(cards.card(), A100, "mig 1")
+        assert nvml.absence()[1] == (
+            "NVIDIA A100, GPU-8 is partitioned (MIG) and has no instance; nvidia-smi mig makes one"
+        )
+        cards.write(cards.card(), A100)
+        assert nvml.read()["uuid"] == "GPU-8"
+
+
+@pytest.mark.parametrize("code", [3, 13, 999])
+def test_a_driver_that_knows_of_no_partitions_has_whole_cards(cards: StubCards, code: int) -> None:
+    cards.write(cards.card(), f"error nvmlDeviceGetMigMode {code}")
+    with reader(cards.environ) as nvml:
+        assert nvml.read()["uuid"] == "GPU-1"
 
 
 def test_a_machine_without_a_driver(tmp_path: Path) -> None:

@@ -211,6 +211,7 @@ def test_nothing_is_signalled_after_the_end(
 def test_a_child_starts_with_a_clean_slate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "1")
     monkeypatch.setenv("LLAMA_API_KEY", "secret")
+    monkeypatch.setenv("GGML_CUDA_ENABLE_UNIFIED_MEMORY", "1")
     monkeypatch.setenv("FROM_OUTSIDE", "kept")
     launch = launch_of("sleep", "60", env={"LLAMA_ARG_HOST": "::1", "EMPTY": ""}, cwd=tmp_path)
 
@@ -223,6 +224,7 @@ def test_a_child_starts_with_a_clean_slate(tmp_path: Path, monkeypatch: pytest.M
                 environ = procfs.environ(child.pid)
                 assert b"LLAMA_ARG_CTX_SIZE" not in environ
                 assert b"LLAMA_API_KEY" not in environ
+                assert b"GGML_CUDA_ENABLE_UNIFIED_MEMORY" not in environ
                 assert environ[b"FROM_OUTSIDE"] == b"kept"
                 assert environ[b"LLAMA_ARG_HOST"] == b"::1"
                 assert environ[b"EMPTY"] == b""

@@ -8,6 +8,7 @@
  *     overhead BYTES                                what the driver takes for each process
  *     linger MILLISECONDS                           so long is memory taken after its owner died
  *     no-data                                       memory is counted, not kept; nothing is computed
+ *     mig NUMBER [UUID TOTAL FREE USED NAME]        that card is partitioned, and has this instance
  *     error FUNCTION CODE                           the NVML function fails with this code
  *     delay FUNCTION MILLISECONDS                   the NVML function takes so long
  *

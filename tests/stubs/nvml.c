@@ -15,6 +15,26 @@ typedef struct { unsigned version; unsigned long long total, reserved, free, use
 typedef struct { unsigned gpu, memory; } rates;
 
 static card_file now;
+/* Instances of partitioned cards, read with `now`. Their handles are MIG_HANDLE and above. */
+enum { MIG_HANDLE = 100 };
+static struct {
+    int count, parents[CARDS_MAX], partitioned[CARDS_MAX];
+    card instances[CARDS_MAX];
+} migs;
+
+static void read_mig(const char *line)
+{
+    unsigned parent;
+    card *next = &migs.instances[migs.count];
+    int fields = sscanf(line, "mig %u %95s %llu %llu %llu %95[^\n]", &parent, next->uuid,
+                        &next->total, &next->free, &next->used, next->name);
+    if (fields < 1 || parent >= CARDS_MAX)
+        return;
+    migs.partitioned[parent] = 1;
+    if (fields == 6 && migs.count < CARDS_MAX - 1)
+        migs.parents[migs.count++] = (int)parent;
+}
+
 static int initialised_in = -1;  /* the epoch; -1: not initialised */
 
 typedef struct {
@@ -31,6 +51,8 @@ static void asked_for(const char *line, void *context)
         asked->result = number;
     else if (sscanf(line, "delay %127s %d", name, &number) == 2 && !strcmp(name, asked->function))
         asked->delay_ms = number;
+    else
+        read_mig(line);
 }
 
 /* Memory that processes use is not free; the reserved part, free + used less than total, stays. */
@@ -58,6 +80,7 @@ static int begin(const char *function)
         fprintf(file, "%s\n", function);
         fclose(file);
     }
+    memset(&migs, 0, sizeof migs);
     if (!card_read(&now, asked_for, &asked))
         return DRIVER_NOT_LOADED;
     count_users();
@@ -72,6 +95,10 @@ static int begin_at(const char *function, void *handle, card **found)
 {
     int result = begin(function);
     size_t number = (size_t)handle;
+    if (result == SUCCESS && number >= MIG_HANDLE && number - MIG_HANDLE < (size_t)migs.count) {
+        *found = &migs.instances[number - MIG_HANDLE];
+        return SUCCESS;
+    }
     if (result == SUCCESS && (number < 1 || number > (size_t)now.count))
         return INVALID_ARGUMENT;
     *found = &now.cards[number - 1];
@@ -134,6 +161,12 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle)
             return SUCCESS;
         }
     }
+    for (int i = 0; i < migs.count; i++) {
+        if (!strcmp(uuid, migs.instances[i].uuid)) {
+            *handle = (void *)(size_t)(MIG_HANDLE + i);
+            return SUCCESS;
+        }
+    }
     return NOT_FOUND;
 }
 
@@ -141,6 +174,8 @@ int nvmlDeviceGetIndex(void *handle, unsigned *index)
 {
     card *found;
     int result = begin_at(__func__, handle, &found);
+    if (result == SUCCESS && (size_t)handle >= MIG_HANDLE)
+        return NOT_SUPPORTED;
     *index = (unsigned)(size_t)handle - 1;
     return result;
 }
@@ -192,9 +227,51 @@ int nvmlDeviceGetUtilizationRates(void *handle, rates *used)
 {
     card *found;
     int result = begin_at(__func__, handle, &found);
-    if (result == SUCCESS && found->utilization < 0)
+    if (result == SUCCESS && (found->utilization < 0 || (size_t)handle >= MIG_HANDLE))
         return NOT_SUPPORTED;
     if (result == SUCCESS)
         used->gpu = used->memory = (unsigned)found->utilization;
+    return result;
+}
+
+int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending)
+{
+    card *found;
+    int result = begin_at(__func__, handle, &found);
+    if (result == SUCCESS && (size_t)handle >= MIG_HANDLE)
+        return INVALID_ARGUMENT;
+    if (result == SUCCESS)
+        *current = *pending = (unsigned)migs.partitioned[found - now.cards];
+    return result;
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *count)
+{
+    card *found;
+    int result = begin_at(__func__, handle, &found);
+    *count = CARDS_MAX;
+    return result;
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **mig)
+{
+    card *found;
+    int result = begin_at(__func__, handle, &found);
+    if (result != SUCCESS)
+        return result;
+    if (index >= (unsigned)migs.count || migs.parents[index] != found - now.cards)
+        return NOT_FOUND;
+    *mig = (void *)(size_t)(MIG_HANDLE + index);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(void *mig, void **handle)
+{
+    card *found;
+    int result = begin_at(__func__, mig, &found);
+    if (result == SUCCESS && (size_t)mig < MIG_HANDLE)
+        return INVALID_ARGUMENT;
+    if (result == SUCCESS)
+        *handle = (void *)(size_t)(migs.parents[found - migs.instances] + 1);
     return result;
 }

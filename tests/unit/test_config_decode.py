@@ -6,8 +6,12 @@ from msgspec import UNSET
 from llmsup.config.decode import decode
 from llmsup.config.interpolated import Interpolated
 from llmsup.config.schema import (
+    CardIndex,
+    CardUuid,
+    Ceiling,
     Count,
     GpuLayers,
+    Headroom,
     LlamaServer,
     Name,
     Port,
@@ -17,6 +21,7 @@ from llmsup.config.schema import (
     Service,
     Timeout,
 )
+from llmsup.config.units import Share
 from llmsup.config.wording import dotted
 
 
@@ -38,6 +43,16 @@ def decoded(value: object, wanted: Any) -> tuple[Any, dict[str, str]]:
         ("all", GpuLayers, "all"),
         (Interpolated("true"), bool, True),
         (Interpolated("12"), str, "12"),
+        ("auto", GpuLayers, "auto"),
+        (-1, GpuLayers, "all"),
+        (Interpolated("-1"), GpuLayers, "all"),
+        ("95%", Ceiling, Share(percent=95)),
+        (Interpolated("87.5%"), Ceiling, Share(percent=87.5)),
+        ("5600MiB", Ceiling, Share(5600 * 2**20)),
+        ("0B", Headroom, 0),
+        (1, CardIndex | CardUuid, 1),
+        (Interpolated("1"), CardIndex | CardUuid, 1),
+        ("MIG-GPU-1/2/0", CardIndex | CardUuid, "MIG-GPU-1/2/0"),
         ("250ms", Seconds, 0.25),
         (Interpolated("2s"), Seconds, 2.0),
         (["a", Interpolated("b")], tuple[str, ...], ("a", "b")),
@@ -59,9 +74,17 @@ def test_a_valid_value_is_taken(value: object, wanted: Any, result: object) -> N
         (8001.0, Port, "got 8001.0"),
         pytest.param(0xF << 100_000, Port, "got a huge integer", id="huge"),
         (0, Count, "expected an integer of at least 1, got 0"),
-        ("20", GpuLayers, 'expected "all" or an integer of at least 0, got "20"'),
-        ("auto", GpuLayers, "comes with VRAM planning"),
-        (Interpolated("auto"), GpuLayers, "comes with VRAM planning"),
+        ("20", GpuLayers, 'expected "auto", "all" or a number of layers, got "20"'),
+        (-2, GpuLayers, 'expected "auto", "all" or a number of layers, got -2'),
+        (-1.0, GpuLayers, 'expected "auto", "all" or a number of layers, got -1.0'),
+        ("95", Ceiling, 'expected a share such as "95%", or a size such as "5600MiB", got "95"'),
+        (95, Ceiling, 'expected a share such as "95%", or a size such as "5600MiB", got 95'),
+        ("101%", Ceiling, "expected a share above 0% and up to 100%"),
+        ("0%", Ceiling, "expected a share above 0% and up to 100%"),
+        ("0MiB", Ceiling, "expected a share such as"),
+        (256, Headroom, 'expected a size of at most 1TiB with a unit, such as "256MiB", got 256'),
+        ("card", CardIndex | CardUuid, "the number of a card, from 0 on or a UUID such as"),
+        (-1, CardIndex | CardUuid, "the number of a card, from 0 on or a UUID such as"),
         (10, Seconds, "expected a duration with a unit"),
         (float("nan"), Seconds, "expected a duration with a unit"),
         ("nan", Seconds, "expected a duration with a unit"),

@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -236,3 +237,50 @@ def test_active_names_an_unpinned_model_in_single_mode() -> None:
     single = found(Profile(mode="single", active="qdrant", service=services))
     assert 'expected "chat"' in single["active"]
     assert 'mode = "single"' in found(Profile(active="chat", service=services))["active"]
+
+
+def model(**keys: Any) -> LlamaServer:
+    return LlamaServer(model="/m", **keys)
+
+
+SHRINKING = {"degrade": ("cache_type", "ubatch", "ctx_size"), "ctx_size_min": 1024}
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        model(**SHRINKING),
+        model(degrade=("ctx_size",), ctx_size=1024, ctx_size_min=1024),
+        model(degrade=("ubatch",), flash_attn="off"),
+        model(cache_type_k="q8_0", flash_attn="off"),
+        model(cache_type_v="bf16", flash_attn="off"),
+        model(cache_type_v="q8_0"),
+    ],
+)
+def test_what_a_plan_may_take_is_accepted(chat: LlamaServer) -> None:
+    assert of_services(chat=chat) == {}
+
+
+@pytest.mark.parametrize(
+    ("chat", "key", "words"),
+    [
+        (model(gpu_layers="all", **SHRINKING), "degrade", 'only with gpu_layers = "auto"'),
+        (model(gpu_layers=0, **SHRINKING), "degrade", 'only with gpu_layers = "auto"'),
+        (model(pinned=True, **SHRINKING), "degrade", "contradicts pinned = true"),
+        (model(degrade=("ubatch", "ubatch")), "degrade", "twice"),
+        (model(degrade=("ctx_size",)), "degrade", "needs ctx_size_min"),
+        (model(degrade=("cache_type",), flash_attn="off"), "degrade", "needs flash attention"),
+        (model(cache_type_v="q8_0", flash_attn="off"), "cache_type_v", "needs flash attention"),
+        (model(ctx_size_min=1024), "ctx_size_min", 'only with "ctx_size" in degrade'),
+        (
+            model(degrade=("ctx_size",), ctx_size=1024, ctx_size_min=1025),
+            "ctx_size_min",
+            "more than ctx_size (1024)",
+        ),
+    ],
+)
+def test_what_a_plan_could_not_do_is_refused(chat: LlamaServer, key: str, words: str) -> None:
+    result = of_services(chat=chat)
+
+    assert list(result) == [f"service.chat.{key}"]
+    assert words in result[f"service.chat.{key}"]

@@ -5,13 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from llmsup.core.gguf import Model
-from llmsup.core.gguf_header import parse
 from llmsup.core.shape import ModelShape, shape_of
-from tests.gguf_files import header
-from tests.model_shapes import published
+from tests.model_shapes import published, unseen
 from tests.unseen_models import MODELS
-from tests.unseen_shapes import header as unseen_header
 from tests.vram_cells import ORACLE, cells
 from tests.vram_judgement import TYPICAL_P95_MIB, judge, share_within
 
@@ -24,13 +20,8 @@ def seen(name: str) -> ModelShape:
 
 
 @lru_cache
-def unseen(name: str) -> ModelShape:
-    metadata, tensors = unseen_header(MODELS[name])
-    kept = {key: item for key, item in metadata.items() if not key.startswith("tokenizer.")}
-    written, data_bytes = header(kept, tensors)
-    parsed = parse(written, len(written) + data_bytes)
-    assert parsed is not None
-    return shape_of(Model((parsed,)))
+def unseen_shape(name: str) -> ModelShape:
+    return shape_of(unseen(name))
 
 
 def test_a_sample_of_the_oracle_is_met_in_every_buffer() -> None:
@@ -42,5 +33,5 @@ def test_a_sample_of_the_oracle_is_met_in_every_buffer() -> None:
 def test_a_model_that_no_rule_was_made_for_is_met_too(name: str) -> None:
     mine = [cell for cell in cells(UNSEEN) if cell.model == name]
     assert mine
-    typical = judge(mine, unseen)
+    typical = judge(mine, unseen_shape)
     assert not typical or share_within(typical, TYPICAL_P95_MIB) >= 0.8

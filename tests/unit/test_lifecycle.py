@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from llmsup.config.schema import Restart
 from llmsup.core import diagram
+from llmsup.core.diagnosis import Cause
 from llmsup.core.events import (
     EVENTS,
     Adopted,
@@ -20,6 +21,7 @@ from llmsup.core.events import (
     Exited,
     Hung,
     Kill,
+    Postponed,
     ProbeFailed,
     Progressed,
     RestartAsked,
@@ -32,7 +34,7 @@ from llmsup.core.events import (
     Terminate,
     TimerElapsed,
 )
-from llmsup.core.lifecycle import RULES, SHORTAGE_RETRY_S, step
+from llmsup.core.lifecycle import NO_ROOM_RETRY_S, RULES, SHORTAGE_RETRY_S, step
 from llmsup.core.service import ALIVE, Policy, Service, State, Want
 
 POLICY = Policy(
@@ -86,8 +88,7 @@ def test_every_reachable_step_keeps_the_invariants(policy: Policy) -> None:
         if service.generation != before.generation:
             assert service.generation == before.generation + 1, told
             assert not service.missing or isinstance(event, Adopted | Succeeded), told
-    unreachable = {State.BACKOFF} if policy.restart.policy == "never" else set()
-    assert states == set(State) - unreachable
+    assert states == set(State)
     assert steps > 500
 
 
@@ -296,6 +297,57 @@ def test_a_shortage_is_waited_out_and_is_no_death() -> None:
         service, actions = step(service, TimerElapsed(now), now)
         assert (service.state, actions) == (State.STARTING, (Spawn(service.generation),))
     assert service.restarts == 1
+
+
+def test_no_room_on_the_card_is_told_at_once_tried_again_and_is_no_death() -> None:
+    service = after((0.0, StartAsked()))
+    refused = SpawnFailed(1, "needs 3000 MiB of 2000", shortage=True, cause=Cause.NO_ROOM)
+    service, actions = step(service, refused, 1.0)
+    assert (service.state, service.deaths, actions) == (State.FAILED, (), ())
+    assert service.why == "needs 3000 MiB of 2000; tried again once there is room"
+    assert service.timer_at == 1.0 + NO_ROOM_RETRY_S
+    service, actions = step(service, TimerElapsed(service.timer_at), service.timer_at)
+    assert (service.state, actions) == (State.STARTING, (Spawn(2),))
+
+
+def test_a_spawn_that_has_to_wait_does_not_use_up_the_time_of_the_start() -> None:
+    service = after((0.0, StartAsked()), (9.0, Postponed(1, "waits for the card")))
+    assert (service.why, service.timer_at) == ("waits for the card", 19.0)
+    service, actions = step(service, Postponed(1, "waits for the card"), 100.0)
+    service, actions = step(service, Postponed(1, ""), 105.0)
+    assert (service.state, service.why, service.started_at, actions) == (
+        State.STARTING, "", 105.0, (),
+    )  # fmt: skip
+    service, _ = step(service, Progressed(1), 134.0)
+    assert service.timer_at == 135.0, "the hard cap counts from the end of the wait"
+
+
+def test_a_spawn_that_nobody_sees_to_any_more_is_given_up_and_made_anew() -> None:
+    service = after((0.0, StartAsked()), (1.0, Postponed(1, "waits for the card")))
+    service, actions = step(service, TimerElapsed(11.0), 11.0)
+    assert (service.state, actions) == (State.STOPPING, (Terminate(1),))
+    service, actions = step(service, SpawnFailed(1, "stopped before it was spawned"), 11.0)
+    assert (service.state, actions) == (State.STARTING, (Spawn(2),))
+
+
+def test_a_remedied_death_is_counted_but_never_ends_in_a_crash_loop() -> None:
+    service, now = after((0.0, StartAsked())), 0.0
+    for _ in range(POLICY.restart.max_deaths + 2):
+        now += 1.0
+        out = Exited(service.generation, "no memory", remedied=True, cause=Cause.GPU_MEMORY)
+        service, actions = step(service, out, now)
+        assert (service.state, actions) == (State.STARTING, (Spawn(service.generation),))
+        assert service.death is not None
+        assert service.death.at == now
+    assert len(service.deaths) == POLICY.restart.max_deaths
+    service, actions = step(service, Exited(service.generation, "killed"), now)
+    assert service.state is State.FAILED, "any other death finds them counted"
+
+
+def test_policy_never_is_obeyed_even_where_there_is_a_remedy() -> None:
+    policy = replace(POLICY, restart=Restart(policy="never"))
+    service, actions = step(ready(policy), Exited(1, "no memory", remedied=True), 5.0)
+    assert (service.state, actions) == (State.FAILED, ())
 
 
 def test_a_clean_exit_ends_a_job_whose_policy_allows_it() -> None:

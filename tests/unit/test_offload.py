@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsup.core.choices import PROBES
 from llmsup.core.offload import insists_on, plan
 from llmsup.core.options import Options
 from llmsup.core.plan import Degrade, Demand, Knob, Placement, Plan
@@ -43,7 +42,7 @@ def test_one_layer_less_says_what_it_would_take() -> None:
 
     # All layers on the card stage nothing: the last one takes less than the others.
     assert layers(made) == {"chat": 8}
-    assert only(made).reason == "8 of 11 layers: one more takes 108 MiB, 84 MiB are left for it"
+    assert only(made).reason == "8 of 11 layers: one more takes 108 MiB, 84 MiB are left"
     assert only(made).next_bytes == 108 * MIB
     assert made.left_bytes == 84 * MIB
 
@@ -64,7 +63,7 @@ def test_nothing_fits_and_says_what_the_first_layer_would_take() -> None:
     assert placement.options.gpu_layers == 0
     assert placement.price.device_bytes == 0
     assert placement.reason == (
-        "on the CPU: the output layer alone takes 410 MiB, 300 MiB are left for it"
+        "on the CPU: the output layer alone takes 410 MiB, 300 MiB are left"
     )
     assert not made.refusal
 
@@ -303,6 +302,16 @@ def test_a_fixed_service_that_ran_out_of_memory_is_refused_with_that() -> None:
     assert made.hint == 'set gpu_layers = 5 in [service.chat], or gpu_layers = "auto"'
 
 
+def test_a_refusal_tells_the_least_that_the_ladder_allows() -> None:
+    demand = fixed(SMALL.demand(degrade=LADDER, ctx_size_min=4096), 11)
+
+    made = plan(budget(1300), [demand])
+
+    assert made.refusal == (
+        "chat: all 11 layers take at least 1372 MiB, 1300 MiB are usable; 72 MiB too much"
+    )
+
+
 def test_options_that_the_engine_refuses_are_told_in_its_words() -> None:
     def price(options: Options) -> object:
         raise ValueError("quantised values need flash attention")
@@ -324,6 +333,16 @@ def test_equals_share_evenly_and_pass_on_what_they_cannot_use() -> None:
 
 def test_no_equal_starves_the_other() -> None:
     assert layers(plan(budget(1500), [SMALL.demand("a"), SMALL.demand("b")])) == {"a": 4, "b": 4}
+
+
+def test_a_share_that_is_too_little_for_a_first_layer_goes_to_the_others_evenly() -> None:
+    big = Model(output=1000).demand("0-big")
+
+    assert layers(plan(budget(1900), [big, SMALL.demand("a"), SMALL.demand("b")])) == {
+        "0-big": 0,
+        "a": 6,
+        "b": 6,
+    }
 
 
 def test_what_is_too_little_for_two_goes_to_the_first_name() -> None:
@@ -382,7 +401,7 @@ def test_it_insists_on_nothing_that_it_may_not_have() -> None:
 
 @pytest.mark.parametrize("degrade", [(), LADDER])
 def test_few_prices_are_asked_for(degrade: tuple[Degrade, ...]) -> None:
-    for room_mib in range(0, 6000, 97):
+    for room_mib in range(0, 6000, 197):
         models = {
             "chat": Model(layer=46, output=250, layers=37),
             "code": Model(layer=130, output=420, layers=29),
@@ -398,7 +417,7 @@ def test_few_prices_are_asked_for(degrade: tuple[Degrade, ...]) -> None:
         )
         for name, model in models.items():
             assert max(model.asked.values(), default=0) <= 1, name
-            assert len(model.asked) <= (24 if degrade else PROBES + 1), (name, room_mib)
+            assert len(model.asked) <= (12 if degrade else 6), (name, room_mib)
 
 
 # What always holds
@@ -456,7 +475,7 @@ def test_a_plan_never_exceeds_what_is_usable(demands: list[Demand], room_mib: in
     assert made.left_bytes >= 0 or made.refusal
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(any_demands(), ROOMS, st.randoms())
 def test_the_order_of_services_changes_nothing(
     demands: list[Demand], room_mib: int, random: object
@@ -467,7 +486,7 @@ def test_the_order_of_services_changes_nothing(
     assert plan(budget(room_mib), demands) == plan(budget(room_mib), shuffled)
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(any_demands(equals=False), ROOMS)
 def test_it_agrees_with_a_search_through_everything(demands: list[Demand], room_mib: int) -> None:
     best = exhaustive(room_mib * MIB, demands)
@@ -497,6 +516,24 @@ def test_more_memory_never_gives_a_higher_rank_less(
 
 
 @settings(max_examples=300)
+@given(any_demands(required=False), ROOMS)
+def test_equals_get_no_less_than_an_even_share_alone_would_give(
+    demands: list[Demand], room_mib: int
+) -> None:
+    equals = [replace(each, priority=0) for each in demands]
+    room = budget(room_mib)
+    together = plan(room, equals)
+    taken_by_others = room.usable_bytes - room.usable_bytes // len(equals)
+    share = replace(room, reserved_bytes=taken_by_others)
+
+    for each in equals:
+        alone = only(plan(share, [each]))
+        got = together.of(each.service)
+        assert got is not None
+        assert rank(got) >= rank(alone)
+
+
+@settings(max_examples=300)
 @given(any_demands(), ROOMS)
 def test_every_placement_has_a_reason_and_every_refusal_adds_up(
     demands: list[Demand], room_mib: int
@@ -505,7 +542,8 @@ def test_every_placement_has_a_reason_and_every_refusal_adds_up(
 
     assert all(each.reason for each in made.placements)
     arithmetic = re.search(
-        r"take (\d+) MiB, (\d+) MiB are usable(?: after (.*))?; (\d+) MiB too much", made.refusal
+        r"take (?:at least )?(\d+) MiB, (\d+) MiB are usable(?: after (.*))?; (\d+) MiB too much",
+        made.refusal,
     )
     if arithmetic is not None:
         needed, usable, after, excess = arithmetic.groups()
@@ -518,7 +556,7 @@ def test_every_placement_has_a_reason_and_every_refusal_adds_up(
             assert int(figures[1]) > int(figures[2])
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(any_demands(), ROOMS)
 def test_the_same_question_has_the_same_answer(demands: list[Demand], room_mib: int) -> None:
     assert plan(budget(room_mib), demands) == plan(budget(room_mib), demands)
@@ -532,7 +570,7 @@ def test_all_is_on_the_card_where_there_is_room(demands: list[Demand]) -> None:
     assert all(each.options.n_cpu_moe == 0 for each in made.placements)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.integers(5, 60), st.integers(1, 150), st.integers(0, 400), st.integers(0, 400), ROOMS)
 def test_with_any_size_of_layers_no_fitting_number_is_missed(
     count: int, layer_mib: int, output_mib: int, staged_mib: int, room_mib: int
@@ -543,3 +581,26 @@ def test_with_any_size_of_layers_no_fitting_number_is_missed(
     best = next(options for options, taken in everything(demand) if taken <= room_mib * MIB)
 
     assert only(plan(budget(room_mib), [demand])).options == best
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.integers(0, 900), min_size=10, max_size=40),
+    st.integers(0, 40),
+    st.integers(0, 100),
+    ROOMS,
+)
+def test_no_dip_of_the_price_is_missed_where_gaps_rise_and_fall_once(
+    gaps: list[int], peak: int, layer_mib: int, room_mib: int
+) -> None:
+    """Steps that are cheaper than the one below them, anywhere."""
+    peak = min(peak, len(gaps))
+    gaps = sorted(gaps[:peak]) + sorted(gaps[peak:], reverse=True)
+    model = Model(layer=layer_mib, layers=len(gaps), cache=0)
+    model.extra = lambda options: gaps[options.gpu_layers - 1]
+    demand = replace(model.demand(), at_most_bytes=None)
+
+    made = only(plan(budget(room_mib), [demand]))
+
+    best = next(options for options, taken in everything(demand) if taken <= room_mib * MIB)
+    assert made.options == best

@@ -1,6 +1,7 @@
 """What the command line prints, as whole texts."""
 
 from datetime import UTC
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,10 @@ def full_stack() -> list[ServiceInfo]:
         service(
             "chat",
             model="/models/Qwen2.5-3B-Instruct-Q4_K_M.gguf",
-            gpu_layers="all",
-            planned_bytes=2400 * MIB,
+            gpu_layers=37,
+            layers=37,
+            planned_bytes=2198 * MIB,
+            measured_bytes=2254 * MIB,
             uptime_s=190.4,
         ),
         service("code", "backoff", model="coder.gguf", gpu_layers=20, restarts=12, uptime_s=None,
@@ -32,12 +35,13 @@ def test_status_in_a_pipe_is_not_cut() -> None:
         "demo · daemon pid 123 · up 3m00s · http://127.0.0.1:8000/v1\n"
         "no GPU: no NVIDIA driver is installed\n"
         "\n"
-        "SERVICE  STATE    MODEL                       LAYERS      VRAM  PORT  RESTARTS  UPTIME"
+        "SERVICE  STATE    MODEL                       LAYERS         VRAM  PORT  RESTARTS  UPTIME"
         "  WHY\n"
-        "chat     ready    Qwen2.5-3B-Instruct-Q4_K_M     all  2400 MiB  8001         0   3m10s\n"
-        "code     backoff  coder                           20         -  8004        12       -"
+        "chat     ready    Qwen2.5-3B-Instruct-Q4_K_M   37/37  2.1/2.2 GiB  8001         0"
+        "   3m10s\n"
+        "code     backoff  coder                           20            -  8004        12       -"
         f"  {CUT}\n"
-        "rag      stopped  -                                -         -     -         0       -"
+        "rag      stopped  -                                -            -     -         0       -"
     )
 
 
@@ -59,6 +63,13 @@ def test_a_card_that_nobody_asks_for_is_not_missed() -> None:
     assert lines[1] == ""
 
 
+def test_a_card_that_a_plan_did_without_is_missed() -> None:
+    """Given layers that were left to a plan, there were none to give."""
+    lines = render.status(snapshot(service("chat", gpu_layers=0, layers=29))).splitlines()
+
+    assert lines[1] == "no GPU: no NVIDIA driver is installed"
+
+
 def test_a_card_that_is_missed_stands_out() -> None:
     text = render.status(snapshot(service("chat", gpu_layers=9)), colour=True)
 
@@ -66,17 +77,18 @@ def test_a_card_that_is_missed_stands_out() -> None:
 
 
 def test_a_narrow_terminal_cuts_models_and_reasons_and_shows_the_reasons_below() -> None:
-    text = render.services(full_stack(), width=88)
+    text = render.services(full_stack(), width=91)
 
     assert text == (
-        "SERVICE  STATE    MODEL             LAYERS      VRAM  PORT  RESTARTS  UPTIME  WHY\n"
-        "chat     ready    Qwen2.5-3B-Inst…     all  2400 MiB  8001         0   3m10s\n"
-        "code     backoff  coder                 20         -  8004        12       -  killed by…\n"
-        "rag      stopped  -                      -         -     -         0       -\n"
+        "SERVICE  STATE    MODEL             LAYERS         VRAM  PORT  RESTARTS  UPTIME  WHY\n"
+        "chat     ready    Qwen2.5-3B-Inst…   37/37  2.1/2.2 GiB  8001         0   3m10s\n"
+        "code     backoff  coder                 20            -  8004        12       -  "
+        "killed by…\n"
+        "rag      stopped  -                      -            -     -         0       -\n"
         "\n"
         f"code: {CUT}"
     )
-    assert max(map(len, text.splitlines()[:4])) == 88
+    assert max(map(len, text.splitlines()[:4])) == 91
 
 
 @pytest.mark.parametrize("width", range(40, 200, 7))
@@ -92,9 +104,9 @@ def test_no_line_of_the_table_is_wider_than_the_terminal_where_that_can_be(width
 @pytest.mark.parametrize(
     ("width", "dropped"),
     [
-        (84, []),
-        (83, ["WHY"]),
-        (71, ["WHY", "VRAM"]),
+        (87, []),
+        (86, ["WHY"]),
+        (74, ["WHY", "VRAM"]),
         (61, ["WHY", "VRAM", "LAYERS"]),
         (50, ["WHY", "VRAM", "LAYERS", "RESTARTS"]),
         (20, ["WHY", "VRAM", "LAYERS", "RESTARTS"]),
@@ -106,6 +118,37 @@ def test_a_narrow_terminal_does_without_columns(width: int, dropped: list[str]) 
     heading, *_ = render.services(full_stack(), width=width).splitlines()
 
     assert heading.split() == [column for column in columns if column not in dropped]
+
+
+@pytest.mark.parametrize(
+    ("told", "layers", "vram"),
+    [
+        ({}, "-", "-"),
+        ({"gpu_layers": "auto"}, "auto", "-"),
+        ({"gpu_layers": "auto", "layers": 29}, "auto", "-"),
+        ({"gpu_layers": 20}, "20", "-"),
+        ({"gpu_layers": 19, "layers": 29, "planned_bytes": 3314 * MIB}, "19/29", "3.2 GiB"),
+        (
+            {"gpu_layers": 0, "layers": 29, "planned_bytes": 0, "measured_bytes": 0},
+            "0/29",
+            "-",
+        ),
+        ({"gpu_layers": 20, "measured_bytes": 3400 * MIB}, "20", "3.3 GiB"),
+    ],
+)
+def test_layers_of_all_and_planned_against_measured(
+    told: dict[str, Any], layers: str, vram: str
+) -> None:
+    _, row = render.services([service("chat", uptime_s=None, **told)]).splitlines()
+
+    assert row.split() == ["chat", "ready", "-", layers, *vram.split(), "8001", "0", "-"]
+
+
+def test_an_older_daemon_knows_no_layers() -> None:
+    old = service("chat", gpu_layers=20)
+    del old["layers"]  # type: ignore[misc]
+
+    assert "20" in render.services([old]).splitlines()[1].split()
 
 
 def test_colours_change_no_column() -> None:

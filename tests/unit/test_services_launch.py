@@ -1,25 +1,41 @@
 from pathlib import Path
 
 from llmsup.config.schema import Command, LlamaServer, Qdrant, Readiness
+from llmsup.core.options import Options
 from llmsup.services import command, llama_server, qdrant
 from llmsup.services.launch import Launch, Target, Via
+from llmsup.services.llama_help import Flags
 
 
-def llama(spec: LlamaServer) -> Launch:
-    return llama_server.launch(spec, name="chat", binary="/opt/llama-server", port=8001)
+def llama(
+    spec: LlamaServer,
+    options: Options | None = None,
+    device: str | None = None,
+    flags: Flags | None = None,
+) -> Launch:
+    return llama_server.launch(
+        spec,
+        name="chat",
+        binary="/opt/llama-server",
+        port=8001,
+        options=options,
+        device=device,
+        flags=flags,
+    )
 
 
-def test_llama_server_of_a_plain_service() -> None:
+def test_llama_server_without_a_plan_stays_off_the_card() -> None:
     launch = llama(LlamaServer(model="/models/qwen.gguf"))
 
     assert " ".join(launch.argv) == (
         "/opt/llama-server --host 127.0.0.1 --port 8001 --model /models/qwen.gguf --alias chat"
-        " --offline --gpu-layers all --fit off --ctx-size 4096 --parallel 1 --cache-type-k f16"
+        " --offline --gpu-layers 0 --device none --n-cpu-moe 0 --fit off --ctx-size 4096"
+        " --parallel 1 --no-kv-unified --batch-size 2048 --ubatch-size 512 --cache-type-k f16"
         " --cache-type-v f16 --flash-attn auto --metrics"
     )
     assert launch.target == Target(Via.HTTP, port=8001, path="/health")
     assert launch.ports == (8001,)
-    assert launch.env == {}
+    assert launch.env == {"CUDA_VISIBLE_DEVICES": ""}
     assert launch.cwd is None
 
 
@@ -36,25 +52,100 @@ def test_llama_server_of_a_service_that_sets_everything() -> None:
             ubatch=256,
             flash_attn="on",
             kv_unified=True,
-            n_cpu_moe=0,
-            args=("--no-warmup", "--ctx-size", "512"),
+            n_cpu_moe=7,
+            args=("--no-warmup", "--threads", "2"),
             env={"CUDA_VISIBLE_DEVICES": "0"},
         )
     )
 
     assert " ".join(launch.argv) == (
         "/opt/llama-server --host 127.0.0.1 --port 8001 --model /models/moe.gguf --alias chat"
-        " --offline --gpu-layers 20 --fit off --ctx-size 8192 --parallel 4 --cache-type-k q8_0"
-        " --cache-type-v q4_0 --flash-attn on --metrics --batch-size 1024 --ubatch-size 256"
-        " --n-cpu-moe 0 --kv-unified --no-warmup --ctx-size 512"
+        " --offline --gpu-layers 20 --n-cpu-moe 7 --fit off --ctx-size 8192"
+        " --parallel 4 --kv-unified --batch-size 1024 --ubatch-size 256 --cache-type-k q8_0"
+        " --cache-type-v q4_0 --flash-attn on --metrics --no-warmup --threads 2"
     )
     assert launch.env == {"CUDA_VISIBLE_DEVICES": "0"}
 
 
-def test_llama_server_without_a_unified_cache() -> None:
-    launch = llama(LlamaServer(model="/m.gguf", kv_unified=False))
+def test_llama_server_is_told_what_was_planned() -> None:
+    planned = Options(
+        gpu_layers=12,
+        n_cpu_moe=3,
+        ctx_size=2048,
+        parallel=2,
+        kv_unified=True,
+        cache_type_k="q8_0",
+        cache_type_v="q8_0",
+        batch=512,
+        ubatch=128,
+        flash_attn="on",
+    )
+    launch = llama(LlamaServer(model="/m.gguf"), planned, device="GPU-1")
 
-    assert launch.argv[-1] == "--no-kv-unified"
+    assert " ".join(launch.argv).endswith(
+        "--gpu-layers 12 --n-cpu-moe 3 --fit off --ctx-size 2048 --parallel 2 --kv-unified"
+        " --batch-size 512 --ubatch-size 128 --cache-type-k q8_0 --cache-type-v q8_0"
+        " --flash-attn on --metrics"
+    )
+    assert launch.env == {"CUDA_VISIBLE_DEVICES": "GPU-1"}
+
+
+def test_llama_server_with_all_layers_needs_no_plan() -> None:
+    argv = llama(LlamaServer(model="/m.gguf", gpu_layers="all")).argv
+
+    assert argv[argv.index("--gpu-layers") + 1] == str(2**31 - 1)
+    assert "--device" not in argv
+
+
+def test_what_a_load_takes_is_told_until_it_is_known() -> None:
+    def told(flags: Flags | None = None, *args: str, is_measured: bool = False) -> Launch:
+        return llama_server.launch(
+            LlamaServer(model="/m.gguf", args=args),
+            name="chat",
+            binary="/opt/llama-server",
+            port=8001,
+            flags=flags,
+            is_measured=is_measured,
+        )
+
+    assert told().once == ("--verbosity", "4")
+    assert told(is_measured=True).once == ()
+    assert told().digest == told(is_measured=True).digest
+    assert told(OLDER).once == ()
+    assert told(None, "-lv", "3").once == ()
+
+
+def test_the_profile_has_the_last_word_on_the_card() -> None:
+    spec = LlamaServer(model="/m.gguf", env={"CUDA_VISIBLE_DEVICES": "1"})
+
+    for layers in (0, 9):
+        launch = llama(spec, Options(layers), device="GPU-1")
+        assert launch.env == {"CUDA_VISIBLE_DEVICES": "1"}
+
+
+OLDER = Flags(
+    known=frozenset({"--gpu-layers", "--ctx-size", "--parallel", "--flash-attn", "--verbosity"}),
+    bare=frozenset({"--flash-attn"}),
+)
+
+
+def test_flags_that_an_older_build_does_not_know_are_left_out() -> None:
+    planned = Options(9, flash_attn="on")
+    argv = llama(LlamaServer(model="/m.gguf", args=("--new",)), planned, flags=OLDER).argv
+
+    assert argv[9:] == (
+        *("--gpu-layers", "9", "--ctx-size", "4096", "--parallel", "1"),
+        *("--flash-attn", "--new"),
+    )
+
+
+def test_a_switch_for_flash_attention_is_only_set_where_it_is_wanted() -> None:
+    def argv(options: Options) -> tuple[str, ...]:
+        return llama(LlamaServer(model="/m.gguf"), options, flags=OLDER).argv
+
+    assert "--flash-attn" not in argv(Options(9, flash_attn="off"))
+    assert "--flash-attn" not in argv(Options(9, flash_attn="auto"))
+    assert "--flash-attn" in argv(Options(9, flash_attn="auto", cache_type_v="q8_0"))
 
 
 def test_llama_server_probed_as_the_profile_says() -> None:

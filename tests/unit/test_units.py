@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsup.config.units import duration, parse_duration_s, parse_size_bytes, size
+from llmsup.config.units import (
+    Share,
+    duration,
+    parse_duration_s,
+    parse_share,
+    parse_size_bytes,
+    size,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +77,26 @@ def test_a_size_of_another_kind_is_refused(text: str) -> None:
 def test_a_size_is_written_as_it_is_read(size_bytes: int) -> None:
     with suppress(ValueError):  # more digits than anybody would write
         assert parse_size_bytes(size(size_bytes)) == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "part_bytes"),
+    [("95%", 950), ("0.1%", 1), ("100%", 1000), ("600B", 600), ("1KiB", 1000)],
+)
+def test_a_share_is_a_part_of_a_whole(text: str, part_bytes: int) -> None:
+    assert parse_share(text).of(1000) == part_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "%", "95", "95 %", "-5%", "100.1%", "0%", "0MiB", "1e1%", "nan%"]
+)
+def test_a_share_of_another_kind_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a share"):
+        parse_share(text)
+
+
+@given(st.one_of(st.integers(1, 10**8).map(lambda n: n / 10**6), st.integers(1, 2**50)))
+def test_a_share_is_written_as_it_is_read(amount: float) -> None:
+    share = Share(amount) if isinstance(amount, int) else Share(percent=amount)
+    with suppress(ValueError):  # more digits than anybody would write
+        assert parse_share(str(share)) == share
