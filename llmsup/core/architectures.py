@@ -27,7 +27,8 @@ class Architecture:
     values are kept at all. `windows_with_blocks`: there are windows only with so many layers.
 
     `plain_norm`: its norms subtract the mean. `scales_rows`: the embedding is scaled by an input;
-    `scales_q`: the queries are scaled before attention. `norms_experts`: the weights of the chosen
+    `scales_q`: the queries are scaled before attention; `norms_values`: the values
+    have a norm too. `has_streams`: its layers work on several streams, see gemma3n.py. `norms_experts`: the weights of the chosen
     experts are divided by their sum, where no key says. `positions`: so many for each token.
     `pools_or_talks`: there are no logits where there are embeddings. `has_graph`: its operations
     are known here; else its compute buffer gets an upper bound.
@@ -48,6 +49,8 @@ class Architecture:
     plain_norm: bool = False
     scales_rows: bool = False
     scales_q: bool = False
+    norms_values: bool = False
+    has_streams: bool = False
     rope: Rope = "all"
     norms_experts: bool = True
     drops_rows: DropsRows = "in the layer"
@@ -106,7 +109,9 @@ _TABLE: dict[str, Architecture] = {
     "gemma-embedding": _sliding(6, has_cache=False, is_causal=False),
     "gemma2": _sliding(2, window=4096, scales_q=True),
     "gemma3": _sliding(6, scales_rows=True, scales_q=True),
-    "gemma3n": _sliding(5, caches_of_the_first=20, scales_rows=True),
+    "gemma3n": _sliding(
+        5, caches_of_the_first=20, scales_rows=True, norms_values=True, has_streams=True
+    ),
     "gemma4": _sliding(0, scales_rows=True),
     "gpt-oss": _sliding(2, drops_rows="after it", weighs_late=True, norms_experts=False),
     "cohere2": _sliding(4, plain_norm=True, rope="sliding"),

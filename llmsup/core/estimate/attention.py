@@ -19,8 +19,10 @@ def attention(b: Builder, x: Tensor) -> Tensor:
             return _absorbed(b, x)
         return _latent(b, x)
     q, k, v = qkv(b, x)
-    q = _turned(b, _head_norm(b, q, "attn_q_norm"))
-    k = _turned(b, _head_norm(b, k, "attn_k_norm"))
+    q = _turned(b, head_norm(b, q, "attn_q_norm"))
+    k = _turned(b, head_norm(b, k, "attn_k_norm"))
+    if b.traits.norms_values:
+        v = same("rms_norm", v)
     if b.traits.scales_q:
         q = same("scale", q)
     return b.needed("attn_output", attend(b, q, k, v, sinks=b.weight("attn_sinks.weight")))
@@ -48,7 +50,7 @@ def qkv(b: Builder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return made[0], made[1], made[2]
 
 
-def _head_norm(b: Builder, x: Tensor, name: str) -> Tensor:
+def head_norm(b: Builder, x: Tensor, name: str) -> Tensor:
     """The norm of queries or keys, where there is one: of each head, or of all in one."""
     found = b.block.weights.get(f"{name}.weight")
     if found is None:
@@ -123,27 +125,34 @@ def _latent(b: Builder, x: Tensor) -> Tensor:
 def attend(
     b: Builder,
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     *,
     v_mla: Tensor | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """What queries find in the cache, once keys and values are in it."""
+    """What queries find in the cache, once keys and values are in it.
+
+    Without keys and values it is the cache of an earlier layer.
+    """
     block, options = b.block, b.options
     turns_v = False
-    if block.has_cache and v_mla is None:
+    if b.traits.has_cache and v_mla is None:
         # A quantised cache keeps keys and values turned, which spreads their outliers.
         if TYPES[options.k_type].block > 1 and block.key_length % 64 == 0:
             q = _hadamard(b, q, "k", block.key_length)
-            k = _hadamard(b, k, "k", block.key_length)
+            k = None if k is None else _hadamard(b, k, "k", block.key_length)
         turns_v = TYPES[options.v_type].block > 1 and block.value_length % 64 == 0
-        if turns_v:
+        if turns_v and v is not None:
             v = _hadamard(b, v, "v", 64)
-    order = (q, k, v) if b.has_windows or not block.has_cache else (q, v, k)
+    order = (q, k, v) if b.has_windows or not b.traits.has_cache else (q, v, k)
     for each in order:
-        b.graph.expand(each)
-    cur = _from_cache(b, q, k, v, v_mla, sinks) if block.has_cache else _from_batch(b, q, k, v)
+        if each is not None:
+            b.graph.expand(each)
+    if b.traits.has_cache:
+        cur = _from_cache(b, q, k, v, v_mla, sinks)
+    else:
+        cur = _from_batch(b, q, k or q, v or q)
     b.graph.expand(cur)
     return _hadamard(b, cur, "v", 64) if turns_v else cur
 
@@ -180,23 +189,29 @@ def _from_batch(b: Builder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _from_cache(
-    b: Builder, q: Tensor, k: Tensor, v: Tensor, v_mla: Tensor | None, sinks: Tensor | None
+    b: Builder,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    v_mla: Tensor | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     block, options = b.block, b.options
     cells = options.window_cells(block.window)
     rows = cells * options.streams
-    home = CARD if options.kv_offload and b.home == CARD else HOST
+    home = CARD if options.kv_offload and options.on_card(b.cache_owner) else HOST
     key_width, value_width = widths(b.shape, block)
     k_bytes = row_bytes(options.k_type, key_width) * rows
     k_cache = cache(k_bytes, home)
-    _store(b, "k", view(k, (key_width, b.tokens)), k_cache, 8 * b.tokens)
+    if k is not None:
+        _store(b, "k", view(k, (key_width, b.tokens)), k_cache, 8 * b.tokens)
     k_view = view(k_cache, (), k_bytes + _padding(options.k_type, block.key_length))
     if v_mla is None:
         v_bytes = row_bytes(options.v_type, value_width) * rows
         v_cache = cache(v_bytes, home)
-        if options.turns_values:
+        if v is not None and options.turns_values:
             _store_turned(b, v, v_cache, value_width)
-        else:
+        elif v is not None:
             _store(b, "v", view(v, (value_width, b.tokens)), v_cache, 8 * b.tokens)
         v_view = view(v_cache, (), v_bytes + _padding(options.v_type, block.value_length))
     else:

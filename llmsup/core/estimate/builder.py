@@ -55,6 +55,18 @@ class Builder:
         """Where the present layer is."""
         return CARD if self.options.on_card(self.number) else HOST
 
+    @property
+    def cache_owner(self) -> int:
+        """The layer whose cache the present one attends to: its own, or a like one's before."""
+        if self.block.has_cache or not self.traits.has_cache:
+            return self.number
+        owners = [
+            number
+            for number, each in enumerate(self.shape.blocks[: self.number])
+            if each.has_cache and each.window == self.block.window
+        ]
+        return owners[-1] if owners else self.number
+
     def has(self, name: str) -> bool:
         """Whether the present layer has a weight of that name."""
         return f"{name}.weight" in self.block.weights

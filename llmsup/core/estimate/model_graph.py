@@ -5,6 +5,7 @@ The order is that of src/models/*.cpp and src/llama-graph.cpp of llama.cpp b1143
 
 from collections.abc import Iterable
 
+from llmsup.core.estimate import gemma3n
 from llmsup.core.estimate.attention import attend, attention, qkv
 from llmsup.core.estimate.builder import Builder
 from llmsup.core.estimate.feed_forward import dense, feed_forward
@@ -18,6 +19,13 @@ _MEAN = 1
 def build(b: Builder, layers: Iterable[int]) -> None:
     """The graph with these of the layers."""
     x = embedding(b)
+    if b.traits.has_streams:
+        x, streams = gemma3n.begin(b, x)
+        for number in layers:
+            b.number = number
+            x = gemma3n.layer(b, streams, x)
+        _logits(b, gemma3n.end(b, streams, x))
+        return
     for number in layers:
         b.number = number
         is_last = number == b.shape.trunk - 1
