@@ -243,7 +243,7 @@ def test_the_bound_is_above_what_the_engine_takes(name: str) -> None:
                 "ssm.conv_kernel",
                 "attention.shared_kv_layers",
             ]
-        ),  # fmt: skip
+        ),
         st.integers(0, 2**32 - 1) | st.integers(0, 8),
     ),
     st.sampled_from(["llama", "gemma3", "deepseek2", "mamba2", "qwen35", "bert", "gpt-oss", ""]),
@@ -256,7 +256,7 @@ def test_any_metadata_gives_a_sound_estimate(
     numbers["block_count"] = numbers.get("block_count", 1) % 6
     metadata: dict[str, Any] = {f"{architecture}.{key}": each for key, each in numbers.items()}
     metadata["general.architecture"] = architecture
-    tensors: list[Entry] = [("token_embd.weight", (64, 100), 0)]
-    for name in ("attn_q", "ffn_gate_inp", "ffn_down_exps", "ssm_in", "attn_kv_a_mqa"):
-        tensors.append((f"blk.0.{name}.weight", (64, 64), 0))
+    names = ("attn_q", "ffn_gate_inp", "ffn_down_exps", "ssm_in", "attn_kv_a_mqa")
+    tensors: list[Entry] = [(f"blk.0.{name}.weight", (64, 64), 0) for name in names]
+    tensors.append(("token_embd.weight", (64, 100), 0))
     require_sound(estimate(shape_of(model_of(metadata, tensors)), Options(gpu_layers=layers)))

@@ -27,7 +27,7 @@ class Buffer:
         self.peak = 0
 
     def take(self, size: int) -> int:
-        """The offset of `size` bytes: in the smallest hole that is large enough, else at the end."""
+        """The offset of `size` bytes: in the smallest hole that they fit in, else at the end."""
         size += -size % self.alignment
         blocks = self.blocks
         best, best_size = -1, _ENDLESS
@@ -81,16 +81,14 @@ def peaks(splits: list[Split], kept: dict[Tensor, list[Tensor]]) -> tuple[int, i
     steps: list[Step] = []
     for each in splits:
         backend = each.backend
-        for source in each.inputs:
+        for source, copy in each.inputs:
             # The copy is made before the first node, and its source lasts until then.
             steps.append((None, (source,), HOST))
-            copy = source.copies[backend]
-            assert copy is not None
             steps.append((copy, (), backend))
-        for node, srcs in each.steps:
-            steps.append((node, srcs, backend))
-            if node in kept:
-                steps.append((None, tuple(kept[node]), backend))
+        for computed, srcs in each.steps:
+            steps.append((computed, srcs, backend))
+            if computed in kept:
+                steps.append((None, tuple(kept[computed]), backend))
     _count(steps, buffers[HOST])
     for node, srcs, backend in steps:
         if node is not None and node.root is None:
@@ -99,10 +97,9 @@ def peaks(splits: list[Split], kept: dict[Tensor, list[Tensor]]) -> tuple[int, i
             src.uses -= 1
             if src.uses or src.views:
                 continue
-            root = src.root
-            if root is None:
-                root = src
-            else:
+            root = src
+            if src.root is not None:
+                root = src.root
                 root.views -= 1
                 if root.views or root.uses:
                     continue

@@ -65,7 +65,7 @@ def layer(b: Builder, streams: Streams, x: Tensor) -> Tensor:
     return op("concat", x.shape, view(corrected, slice_), rest)
 
 
-def end(b: Builder, streams: Streams, x: Tensor) -> Tensor:
+def end(b: Builder, x: Tensor) -> Tensor:
     """All streams become one again."""
     width, tokens, count = x.shape
     slice_ = (width, tokens)

@@ -24,7 +24,7 @@ def build(b: Builder, layers: Iterable[int]) -> None:
         for number in layers:
             b.number = number
             x = gemma3n.layer(b, streams, x)
-        _logits(b, gemma3n.end(b, streams, x))
+        _logits(b, gemma3n.end(b, x))
         return
     for number in layers:
         b.number = number
@@ -55,8 +55,6 @@ def embedding(b: Builder) -> Tensor:
     if b.traits.scales_rows:
         cur = same("mul", cur, b.input("scale_rows", _F32 * tokens))
     b.graph.expand(cur)
-    if b.traits.scales_embedding:
-        cur = same("scale", cur)
     types = b.outer("token_types.weight")
     if types is not None:
         cur = same("add", cur, view(types, (width,)))
@@ -99,8 +97,7 @@ def _layer(b: Builder, x: Tensor, *, is_last: bool) -> Tensor:
     if b.has("post_ffw_norm"):
         cur = b.norm(cur, "post_ffw_norm", pin=False)
     cur = _residual(b, cur)
-    cur = same("add", middle, cur) if b.traits.adds_to_residual else same("add", cur, middle)
-    return cur
+    return same("add", middle, cur) if b.traits.adds_to_residual else same("add", cur, middle)
 
 
 def _mixed(b: Builder, x: Tensor, normed: Tensor) -> Tensor:

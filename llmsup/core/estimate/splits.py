@@ -14,12 +14,12 @@ from llmsup.core.estimate.graph import CARD, HOST, NOWHERE, Tensor
 class Split:
     """Nodes that one backend computes in a row, each with what it reads there.
 
-    `inputs` are copied to the backend before the first one runs.
+    `inputs` are copied to the backend before the first one runs: sources and copies.
     """
 
     backend: int
     steps: list[tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=list)
-    inputs: list[Tensor] = field(default_factory=list)
+    inputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 def assign(nodes: list[Tensor], *, op_offload: bool) -> None:
@@ -40,21 +40,21 @@ def assign(nodes: list[Tensor], *, op_offload: bool) -> None:
 def _first_guess(node: Tensor, op_offload: bool) -> int:
     if node.pinned is not None:
         return node.pinned
-    root = node.root
-    if root is not None and root.home is not None:
-        return root.home
-    if node.op in ("rope", "flash_attn"):
-        return NOWHERE
-    for src in node.srcs:
-        if not src.is_weight:
-            continue
-        if node.host_only:
-            return HOST
-        if src.home == CARD:
-            return CARD
-        offloads = op_offload and node.rows >= OFFLOAD_MIN_ROWS and node.op != "get_rows"
-        return CARD if offloads else HOST
+    if node.root is not None and node.root.home is not None:
+        return node.root.home
+    if node.op not in ("rope", "flash_attn"):
+        for src in node.srcs:
+            if src.is_weight:
+                return _by_weight(node, src, op_offload)
     return NOWHERE
+
+
+def _by_weight(node: Tensor, matrix: Tensor, op_offload: bool) -> int:
+    """Work goes to the weight, or the weight to the card where there is much to do."""
+    if node.host_only:
+        return HOST
+    offloads = op_offload and node.rows >= OFFLOAD_MIN_ROWS and node.op != "get_rows"
+    return CARD if matrix.home == CARD or offloads else HOST
 
 
 def _spread_card(nodes: Iterable[Tensor]) -> None:
@@ -119,12 +119,9 @@ def _copy(src: Tensor, backend: int, current: Split) -> Tensor:
     copy = src.copies[backend]
     if copy is None:
         copy = src.copies[backend] = Tensor("copy", src.shape, src.size)
-        current.inputs.append(src)
+        current.inputs.append((src, copy))
     return copy
 
 
 def _has_far_weight(node: Tensor, backend: int) -> bool:
-    for src in node.srcs:
-        if src.is_weight and src.home != backend:
-            return True
-    return False
+    return any(src.is_weight and src.home != backend for src in node.srcs)
