@@ -32,6 +32,7 @@ class Layers:
         self.window = self._window()
 
     def number(self, key: str, default: float = 0) -> int:
+        """The whole number at `key`."""
         return int(self.numbers.get(key, default))
 
     def of(self, key: str, number: int) -> int:
@@ -43,6 +44,7 @@ class Layers:
         return value if isinstance(value, int) and 0 <= value <= NUMBER_MAX else 0
 
     def has(self, key: str) -> bool:
+        """Whether the header says anything at `key`."""
         return f"{self.name}.{key}" in self.model.metadata
 
     def _window(self) -> int:
@@ -53,6 +55,7 @@ class Layers:
         return self.traits.window if said and self.traits.fixes_window else said
 
     def is_sliding(self, number: int) -> bool:
+        """Whether a layer attends to a window only."""
         if not self.window or number >= self.trunk or not self.traits.has_windows:
             return False
         key = "attention.sliding_window_pattern"
@@ -68,6 +71,7 @@ class Layers:
         return number % period < period - 1
 
     def is_recurrent(self, number: int) -> bool:
+        """Whether a layer keeps a state."""
         match self.traits.recurrence:
             case "all" | "beside":
                 return True
@@ -85,6 +89,7 @@ class Layers:
         return False
 
     def block(self, number: int, weights: Mapping[str, Weight]) -> Block:
+        """A layer with its weights."""
         heads = self.of("attention.head_count", number)
         kv_heads = heads
         if self.has("attention.head_count_kv"):

@@ -4,7 +4,7 @@ from math import prod
 
 from llmsup.core.estimate.builder import Builder
 from llmsup.core.estimate.cached_attention import Asked, from_cache, mask
-from llmsup.core.estimate.graph import Tensor, matmul, op, same, view
+from llmsup.core.estimate.graph import Tensor, converted, matmul, op, same, view
 from llmsup.core.ggml import TYPES
 
 _F32 = 4
@@ -171,7 +171,7 @@ def _from_batch(b: Builder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     shown = mask(b, tokens)
     q, k, v = (view(view(each, each.shape), each.shape) for each in (q, k, v))
     if b.options.flash_attn:
-        halves = [Tensor("cpy", each.shape, each.size // 2, (each,), rows=1) for each in (k, v)]
+        halves = [converted("cpy", each.size // 2, each) for each in (k, v)]
         cur = op("flash_attn", (value, heads, tokens), q, *halves, shown)
         cur.host_only = not b.options.has_kernel
         return view(cur, (value * heads, tokens))

@@ -4,7 +4,18 @@ from dataclasses import dataclass
 from math import prod
 
 from llmsup.core.estimate.builder import Builder
-from llmsup.core.estimate.graph import CARD, HOST, Tensor, cache, matmul, op, same, view
+from llmsup.core.estimate.graph import (
+    CARD,
+    HOST,
+    Tensor,
+    cache,
+    converted,
+    matmul,
+    op,
+    same,
+    view,
+    written,
+)
 from llmsup.core.estimate.kv_cache import row_bytes, widths
 from llmsup.core.ggml import TYPES
 
@@ -83,9 +94,7 @@ def from_cache(b: Builder, asked: Asked) -> Tensor:
 def _store(b: Builder, name: str, rows: Tensor, into: Tensor, ids_bytes: int) -> None:
     sliding = "_swa" if b.block.window else ""
     ids = b.input(f"{name}_idxs{sliding}", ids_bytes)
-    stored = op("set_rows", (1,), rows, ids, into)
-    stored.root = into
-    b.graph.expand(stored)
+    b.graph.expand(written("set_rows", into, rows, ids))
 
 
 def _store_turned(b: Builder, v: Tensor, into: Tensor, width: int) -> None:
@@ -130,10 +139,10 @@ def _plain(b: Builder, found: _Found, cells: int) -> Tensor:
     if v_mla is not None:
         value = int(b.shape.number("attention.kv_lora_rank")) or value
         size = row_bytes(options.k_type, value) * cells * streams
-        v = Tensor("cont", (), size, (view(v, (), v.size),), rows=1)
+        v = converted("cont", size, view(v, (), v.size))
     elif not options.turns_values:
         size = row_bytes(options.v_type, value * b.block.kv_heads) * cells * streams
-        v = Tensor("cont", (), size, (view(v, (), v.size),), rows=1)
+        v = converted("cont", size, view(v, (), v.size))
     kqv = op("mul_mat", (value, tokens, heads, streams), v, kq)
     if v_mla is not None:
         value = v_mla.shape[1]

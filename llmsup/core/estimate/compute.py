@@ -20,5 +20,6 @@ def compute_bytes(shape: ModelShape, options: Effective, *, whole: bool = False)
     nodes = builder.graph.nodes
     assign(nodes, op_offload=options.op_offload)
     splits = cut(nodes)
-    group_shared_experts(splits, builder.kept)
+    if shape.has_experts:
+        group_shared_experts(splits, builder.kept)
     return peaks(splits, builder.kept)

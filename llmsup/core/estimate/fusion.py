@@ -19,6 +19,9 @@ def group_shared_experts(splits: list[Split], kept: dict[Tensor, list[Tensor]]) 
         steps = each.steps
         at = 0
         while at + 5 < len(steps):
+            if steps[at][0].op != _ROUTED[0]:
+                at += 1
+                continue
             shared = _shared_at(steps, at) if _is(steps, at, _ROUTED) else None
             if shared is None:
                 at += 1

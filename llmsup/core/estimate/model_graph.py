@@ -9,7 +9,7 @@ from llmsup.core.estimate import gemma3n
 from llmsup.core.estimate.attention import attend, attention, qkv
 from llmsup.core.estimate.builder import Builder
 from llmsup.core.estimate.feed_forward import dense, feed_forward
-from llmsup.core.estimate.graph import HOST, Tensor, matmul, op, same, view, weight
+from llmsup.core.estimate.graph import HOST, Tensor, matmul, op, same, view, weight, written
 from llmsup.core.estimate.recurrent import gated_attention, recurrent
 
 _F32 = 4
@@ -47,9 +47,7 @@ def embedding(b: Builder) -> Tensor:
     b.graph.expand(cur)
     base = same("dup", b.input("mixed_embd", _F32 * width * tokens, (width, tokens)))
     rows = op("get_rows", (width, tokens), table, b.input("mixed_tokens", 4 * tokens))
-    mixed = op("set_rows", (width, tokens), rows, b.input("mixed_slots", 8 * tokens), base)
-    mixed.root = base
-    b.graph.expand(mixed)
+    b.graph.expand(written("set_rows", base, rows, b.input("mixed_slots", 8 * tokens)))
     if b.shape.number("embedding_scale"):
         cur = same("scale", cur)
     if b.traits.scales_rows:

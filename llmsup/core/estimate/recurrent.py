@@ -4,7 +4,7 @@ from math import prod
 
 from llmsup.core.estimate.attention import attend
 from llmsup.core.estimate.builder import Builder
-from llmsup.core.estimate.graph import HOST, Tensor, cache, op, same, view
+from llmsup.core.estimate.graph import HOST, Tensor, cache, op, same, view, written
 
 _F32 = 4
 
@@ -41,14 +41,11 @@ def _taken(b: Builder, state: Tensor, elements: int) -> Tensor:
 
 
 def _zero(b: Builder, state: Tensor, elements: int) -> None:
-    cleared = same("scale", view(view(state, (elements, b.options.slots)), (elements,)))
-    cleared.root = state
-    b.graph.expand(cleared)
+    b.graph.expand(written("scale", view(view(state, (elements, b.options.slots)), (elements,))))
 
 
 def _written(b: Builder, source: Tensor, state: Tensor) -> None:
-    written = Tensor("cpy", (), 0, (source, view(state, (), 1)), root=state)
-    b.graph.expand(written)
+    b.graph.expand(written("cpy", view(state, (), 1), source))
 
 
 def _order(b: Builder) -> Tensor:

@@ -5,7 +5,6 @@ was before from the second or third one on; so the middle of a run is left out. 
 stay, and the last ones, since some inputs of the graph last until their last use.
 """
 
-from llmsup.core.estimate import gemma3n
 from llmsup.core.estimate.effective import Effective
 from llmsup.core.estimate.weights import expert_is_on_card
 from llmsup.core.shape import Block, ModelShape
@@ -42,7 +41,7 @@ def layers_that_count(shape: ModelShape, options: Effective) -> list[int]:
 
 def _leaves_holes(shape: ModelShape, options: Effective) -> bool:
     """Whether equal layers may leave the allocator in another state each time."""
-    if shape.traits.recurrence in ("all", "beside"):
+    if shape.traits.recurrence in ("all", "beside") or shape.traits.has_streams:
         return True
     is_whole = options.first_block == 0 and not options.n_cpu_moe and options.kv_offload
     return not options.flash_attn and not is_whole
@@ -56,8 +55,6 @@ def _key(shape: ModelShape, number: int, options: Effective) -> Key:
     is_whole = on_card and (experts_on_card or not block.has_experts)
     window = block.window if _sees_windows(shape, options) or not on_card else 0
     turns = shape.traits.rope == "not each 4th" and number % 4 == 3
-    if shape.traits.has_streams:
-        window, turns = block.window, number < gemma3n.SPARSE_LAYERS
     return structure, 0 if is_whole else exact, on_card, experts_on_card, window, turns
 
 

@@ -106,19 +106,23 @@ def cut(nodes: list[Tensor]) -> list[Split]:
         if backend != current.backend or (current.inputs and _has_far_weight(node, backend)):
             current = Split(backend)
             splits.append(current)
-        for number, src in enumerate(srcs):
+        for src in srcs:
             if (src.root or src).backend != backend:
-                srcs = (*srcs[:number], _copy(src, backend, current), *srcs[number + 1 :])
+                srcs = tuple(_near(each, backend, current) for each in srcs)
+                break
         current.steps.append((node, srcs))
     return splits
 
 
-def _copy(src: Tensor, backend: int, current: Split) -> Tensor:
-    if not src.copies:
-        src.copies = [None, None]
+def _near(src: Tensor, backend: int, current: Split) -> Tensor:
+    """What the backend reads instead of `src`: itself, or its copy, which is made once."""
+    if place(src) == backend:
+        return src
     copy = src.copies[backend]
     if copy is None:
-        copy = src.copies[backend] = Tensor("copy", src.shape, src.size)
+        copy = Tensor("copy", src.shape, src.size)
+        on_card, on_host = src.copies
+        src.copies = (copy, on_host) if backend == CARD else (on_card, copy)
         current.inputs.append((src, copy))
     return copy
 
