@@ -28,7 +28,9 @@ def bound(shape: ModelShape, options: Effective) -> int:
         # All that a layer's matrices give, alive at once, and the attention between them.
         rows = sum(_outputs_of(each, shape) for each in block.weights.values())
         state = sum(block.state) * options.slots
-        layer = _F32 * tokens * rows + 2 * _F32 * state + _attention(shape, number, options)
+        # Attention twice: copies of what is on the host, and values turned where they must be.
+        attended = 2 * _attention(shape, number, options)
+        layer = _F32 * tokens * rows + 2 * _F32 * state + attended
         widest = max(widest, layer)
     logits = _F32 * shape.vocabulary * max(outputs, 1)
     staged = 2 * largest_host_weight(shape, options)
@@ -76,6 +78,8 @@ def _attention(shape: ModelShape, number: int, options: Effective) -> int:
                 size += row_bytes(_F16_ID, width) * cells
     else:
         size += _F32 * options.tokens * heads * options.window_cells(block.window)
+        if not options.turns_values:
+            size += row_bytes(_F16_ID, value * kv_heads) * cells
     if not options.kv_offload or (block.has_cache and not options.on_card(number)):
         size += cache_of_block(shape, block, options)
     return size
