@@ -17,6 +17,5 @@ def test_estimates_are_what_the_engine_accounts_for(name: str) -> None:
     typical = judge(mine, lambda _: shape)
     assert share_within(typical, TYPICAL_P95_MIB) >= 0.95
     all_of_them = [errors(cell, shape)[2] for cell in mine]
-    assert share_within(all_of_them, 1.0) >= 0.98
-    assert all(-32 <= each <= 64 for each in all_of_them)
+    assert share_within(all_of_them, 0.5) == 1.0
     estimate.cache_clear()
