@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import lru_cache
 
-from llmsup.core.estimate.closed_form import bound
+from llmsup.core.estimate.bound import upper_bound
 from llmsup.core.estimate.compute import compute_bytes
 from llmsup.core.estimate.effective import Effective, effective
 from llmsup.core.estimate.explanation import items
@@ -66,7 +66,7 @@ def _estimate(
 def _compute(shape: ModelShape, options: Effective) -> Place:
     if shape.is_known:
         return Place(*compute_bytes(shape, options))
-    size = bound(shape, options)
+    size = upper_bound(shape, options)
     return Place(size, size)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import groupby
 
-from llmsup.core.estimate.closed_form import largest_host_weight, largest_part
+from llmsup.core.estimate.bound import largest_host_weight, largest_part
 from llmsup.core.estimate.effective import Effective
 from llmsup.core.estimate.kv_cache import cache_of_block
 from llmsup.core.estimate.weights import (

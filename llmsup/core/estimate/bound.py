@@ -1,4 +1,4 @@
-"""The compute buffer by rule of thumb: for what has no graph here, and as a peer to measure by."""
+"""A compute buffer that is large enough whatever the order of operations, and its largest part."""
 
 from llmsup.core.estimate.builder import OFFLOAD_MIN_ROWS
 from llmsup.core.estimate.effective import Effective, heads_of
@@ -10,16 +10,7 @@ from llmsup.core.shape import Block, ModelShape, Weight
 _F32, _F16_ID = 4, 1
 
 
-def closed_form(shape: ModelShape, options: Effective) -> int:
-    """The bytes of the compute buffer, within some ten percent for most models."""
-    stream = _F32 * shape.embedding * options.tokens
-    widest = max((_layer(shape, number, options) for number in range(shape.trunk)), default=0)
-    logits = _F32 * shape.vocabulary * options.outputs if options.has_output else 0
-    staged = int(0.85 * largest_host_weight(shape, options))
-    return max(widest + 4 * stream, logits + stream) + _masks(shape, options) + staged
-
-
-def bound(shape: ModelShape, options: Effective) -> int:
+def upper_bound(shape: ModelShape, options: Effective) -> int:
     """More than the compute buffer takes, whatever order the operations have."""
     tokens, outputs = options.tokens, options.outputs
     stream = _F32 * max(shape.embedding, 1) * tokens
@@ -29,12 +20,12 @@ def bound(shape: ModelShape, options: Effective) -> int:
         rows = sum(_outputs_of(each, shape) for each in block.weights.values())
         state = sum(block.state) * options.slots
         # Attention twice: copies of what is on the host, and values turned where they must be.
-        attended = 2 * _attention(shape, number, options)
+        attended = 2 * attention_bytes(shape, number, options)
         layer = _F32 * tokens * rows + 2 * _F32 * state + attended
         widest = max(widest, layer)
     logits = _F32 * shape.vocabulary * max(outputs, 1)
     staged = 2 * largest_host_weight(shape, options)
-    return widest + 6 * stream + logits + 2 * _masks(shape, options) + staged
+    return widest + 6 * stream + logits + 2 * mask_bytes(shape, options) + staged
 
 
 def _outputs_of(weight: Weight, shape: ModelShape) -> int:
@@ -45,12 +36,7 @@ def _outputs_of(weight: Weight, shape: ModelShape) -> int:
     return weight.shape[1] * (weight.shape[2] if len(weight.shape) > 2 else 1)
 
 
-def _layer(shape: ModelShape, number: int, options: Effective) -> int:
-    feed_forward = _feed_forward(shape, shape.blocks[number]) * _F32 * options.tokens
-    return max(feed_forward, _attention(shape, number, options))
-
-
-def _feed_forward(shape: ModelShape, block: Block) -> int:
+def feed_forward_elements(shape: ModelShape, block: Block) -> int:
     """The elements for each token that are alive at once."""
     weights = block.weights
     if (down := weights.get("ffn_down_exps.weight")) is not None and len(down.shape) > 1:
@@ -62,7 +48,8 @@ def _feed_forward(shape: ModelShape, block: Block) -> int:
     return 3 * inner if "ffn_gate.weight" in weights else 2 * inner
 
 
-def _attention(shape: ModelShape, number: int, options: Effective) -> int:
+def attention_bytes(shape: ModelShape, number: int, options: Effective) -> int:
+    """What attention of a layer has alive at once, with what is copied for it."""
     block = shape.blocks[number]
     key, value, _ = heads_of(shape, number)
     cells = options.window_cells(block.window) * options.streams
@@ -90,14 +77,15 @@ def largest_part(shape: ModelShape, options: Effective) -> str:
     parts = {"logits": _F32 * shape.vocabulary * options.outputs}
     for kind in dict.fromkeys(shape.kinds[: shape.trunk]):
         number = shape.kinds.index(kind)
-        fed = _feed_forward(shape, shape.blocks[number]) * _F32 * options.tokens
+        fed = feed_forward_elements(shape, shape.blocks[number]) * _F32 * options.tokens
         parts["feed-forward"] = max(parts.get("feed-forward", 0), fed)
-        attended = _attention(shape, number, options)
+        attended = attention_bytes(shape, number, options)
         parts["attention"] = max(parts.get("attention", 0), attended)
     return max(parts, key=lambda name: parts[name])
 
 
-def _masks(shape: ModelShape, options: Effective) -> int:
+def mask_bytes(shape: ModelShape, options: Effective) -> int:
+    """Who may see whom, for each window there is."""
     width = TYPES[_F16_ID].block_bytes if options.flash_attn else _F32
     windows = {block.window for block in shape.blocks[: shape.trunk]}
     return sum(width * options.window_cells(window) * options.tokens for window in windows)
