@@ -68,6 +68,7 @@ bench: install
 	@$(BIN)/python -m bench.hold
 	@$(BIN)/python -m bench.gateway_kill
 	@$(BIN)/python -m bench.gguf_header
+	@$(BIN)/python -m bench.vram_accuracy
 	@$(BIN)/python -m bench.plan
 
 # 200 faults, about 15 minutes. A seed repeats a run: make chaos LLMSUP_CHAOS_SEED=7
