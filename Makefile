@@ -68,6 +68,7 @@ bench: install
 	@$(BIN)/python -m bench.hold
 	@$(BIN)/python -m bench.gateway_kill
 	@$(BIN)/python -m bench.gguf_header
+	@$(BIN)/python -m bench.vram_accuracy
 	@$(BIN)/python -m bench.plan
 
 # Two models on 30 sizes of a card without a GPU, from "nothing fits" to "all fits": 4 minutes.

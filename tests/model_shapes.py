@@ -10,34 +10,52 @@ from llmsup.core.ggml import TYPES
 from llmsup.core.gguf import Model
 from llmsup.core.gguf_header import parse
 from tests.gguf_files import Entry, Item, header
+from tests.unseen_models import MODELS
+from tests.unseen_shapes import header as unseen_header
 
 TYPE_IDS = {known.name: type_id for type_id, known in TYPES.items()}
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 _KINDS = {bool: "bool", int: "u32", float: "f32", str: "string"}
 
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "qwen2.5-0.5b": {"arch": "qwen2", "L": 24, "E": 896, "H": 14, "KV": 2, "FF": 4864, "V": 151936, "tied": 1, "bias": 1},
-    "qwen2.5-1.5b": {"arch": "qwen2", "L": 28, "E": 1536, "H": 12, "KV": 2, "FF": 8960, "V": 151936, "tied": 1, "bias": 1},
-    "qwen2.5-3b": {"arch": "qwen2", "L": 36, "E": 2048, "H": 16, "KV": 2, "FF": 11008, "V": 151936, "tied": 1, "bias": 1},
-    "qwen2.5-7b": {"arch": "qwen2", "L": 28, "E": 3584, "H": 28, "KV": 4, "FF": 18944, "V": 152064, "bias": 1},
-    "llama-3.1-8b": {"arch": "llama", "L": 32, "E": 4096, "H": 32, "KV": 8, "FF": 14336, "V": 128256, "ropef": 1},
-    "llama-3.2-1b": {"arch": "llama", "L": 16, "E": 2048, "H": 32, "KV": 8, "D": 64, "FF": 8192, "V": 128256, "tied": 1, "ropef": 1},
-    "llama-3.2-3b": {"arch": "llama", "L": 28, "E": 3072, "H": 24, "KV": 8, "D": 128, "FF": 8192, "V": 128256, "tied": 1, "ropef": 1},
-    "mistral-7b": {"arch": "llama", "L": 32, "E": 4096, "H": 32, "KV": 8, "FF": 14336, "V": 32768},
-    "gemma-3-1b": {"arch": "gemma3", "L": 26, "E": 1152, "H": 4, "KV": 1, "D": 256, "FF": 6912, "V": 262144, "tied": 1, "swa": 512},
-    "gemma-3-4b": {"arch": "gemma3", "L": 34, "E": 2560, "H": 8, "KV": 4, "D": 256, "FF": 10240, "V": 262208, "tied": 1, "swa": 1024},
-    "phi-3.5-mini": {"arch": "phi3", "L": 32, "E": 3072, "H": 32, "KV": 32, "D": 96, "FF": 8192, "V": 32064, "longrope": 1},
-    "phi-4-mini": {"arch": "phi3", "L": 32, "E": 3072, "H": 24, "KV": 8, "D": 128, "FF": 8192, "V": 200064, "tied": 1, "longrope": 1, "nrot": 96},
-    "qwen3-0.6b": {"arch": "qwen3", "L": 28, "E": 1024, "H": 16, "KV": 8, "D": 128, "FF": 3072, "V": 151936, "tied": 1},
-    "qwen3-4b": {"arch": "qwen3", "L": 36, "E": 2560, "H": 32, "KV": 8, "D": 128, "FF": 9728, "V": 151936, "tied": 1},
-    "qwen3-8b": {"arch": "qwen3", "L": 36, "E": 4096, "H": 32, "KV": 8, "D": 128, "FF": 12288, "V": 151936},
-    "qwen3-30b-a3b": {"arch": "qwen3moe", "L": 48, "E": 2048, "H": 32, "KV": 4, "D": 128, "FF": 6144, "V": 151936, "X": 128, "XU": 8, "XFF": 768},
-    "gpt-oss-20b": {"arch": "gpt-oss", "L": 24, "E": 2880, "H": 64, "KV": 8, "D": 64, "FF": 2880, "V": 201088, "X": 32, "XU": 4, "XFF": 2880, "swa": 128, "mix": "MXFP4"},
-    "ds-v2-lite": {"arch": "deepseek2", "L": 27, "E": 2048, "H": 16, "KV": 1, "FF": 10944, "V": 102400, "X": 64, "XU": 6, "XFF": 1408, "XS": 2, "kvl": 512, "rope": 64, "nope": 128, "vdim": 128},
-    "bge-large": {"arch": "bert", "L": 24, "E": 1024, "H": 16, "KV": 16, "FF": 4096, "V": 30522, "CT": 512, "mix": "F16"},
-    "nomic-v1.5": {"arch": "nomic-bert", "L": 12, "E": 768, "H": 12, "KV": 12, "FF": 3072, "V": 30522, "CT": 2048, "mix": "Q8_0"},
-}  # fmt: skip
-"""One line each: architecture, layers, embedding, heads, and what is special about it."""
+_TABLE = """
+    qwen2.5-0.5b qwen2 L=24 E=896 H=14 KV=2 FF=4864 V=151936 tied=1 bias=1
+    qwen2.5-1.5b qwen2 L=28 E=1536 H=12 KV=2 FF=8960 V=151936 tied=1 bias=1
+    qwen2.5-3b qwen2 L=36 E=2048 H=16 KV=2 FF=11008 V=151936 tied=1 bias=1
+    qwen2.5-7b qwen2 L=28 E=3584 H=28 KV=4 FF=18944 V=152064 bias=1
+    llama-3.1-8b llama L=32 E=4096 H=32 KV=8 FF=14336 V=128256 ropef=1
+    llama-3.2-1b llama L=16 E=2048 H=32 KV=8 D=64 FF=8192 V=128256 tied=1 ropef=1
+    llama-3.2-3b llama L=28 E=3072 H=24 KV=8 D=128 FF=8192 V=128256 tied=1 ropef=1
+    mistral-7b llama L=32 E=4096 H=32 KV=8 FF=14336 V=32768
+    gemma-3-1b gemma3 L=26 E=1152 H=4 KV=1 D=256 FF=6912 V=262144 tied=1 swa=512
+    gemma-3-4b gemma3 L=34 E=2560 H=8 KV=4 D=256 FF=10240 V=262208 tied=1 swa=1024
+    phi-3.5-mini phi3 L=32 E=3072 H=32 KV=32 D=96 FF=8192 V=32064 longrope=1
+    phi-4-mini phi3 L=32 E=3072 H=24 KV=8 D=128 FF=8192 V=200064 tied=1 longrope=1 nrot=96
+    qwen3-0.6b qwen3 L=28 E=1024 H=16 KV=8 D=128 FF=3072 V=151936 tied=1
+    qwen3-4b qwen3 L=36 E=2560 H=32 KV=8 D=128 FF=9728 V=151936 tied=1
+    qwen3-8b qwen3 L=36 E=4096 H=32 KV=8 D=128 FF=12288 V=151936
+    qwen3-30b-a3b qwen3moe L=48 E=2048 H=32 KV=4 D=128 FF=6144 V=151936 X=128 XU=8 XFF=768
+    gpt-oss-20b gpt-oss L=24 E=2880 H=64 KV=8 D=64 FF=2880 V=201088 X=32 XU=4 XFF=2880 swa=128 \
+        mix=MXFP4
+    ds-v2-lite deepseek2 L=27 E=2048 H=16 KV=1 FF=10944 V=102400 X=64 XU=6 XFF=1408 XS=2 \
+        kvl=512 rope=64 nope=128 vdim=128
+    bge-large bert L=24 E=1024 H=16 KV=16 FF=4096 V=30522 CT=512 mix=F16
+    nomic-v1.5 nomic-bert L=12 E=768 H=12 KV=12 FF=3072 V=30522 CT=2048 mix=Q8_0
+"""
+
+
+def _row(line: str) -> tuple[str, dict[str, Any]]:
+    name, arch, *words = line.split()
+    values = dict(word.split("=") for word in words)
+    numbers = {key: int(each) if each.isdigit() else each for key, each in values.items()}
+    return name, {"arch": arch, **numbers}
+
+
+PUBLISHED = dict(_row(line) for line in _TABLE.strip().splitlines())
+"""By name: architecture, layers, embedding, heads, heads of keys, feed-forward, vocabulary, more.
+
+`tied`: no output matrix; D: the length of a head; X, XU, XFF, XS: experts, those used, their
+feed-forward, shared ones; `swa`: a sliding window; `mix`: the quantisation, else Q4_K_M.
+"""
 
 
 @dataclass
@@ -86,6 +104,13 @@ def published(name: str) -> Model:
     return model_of(_metadata(row), maker.tensors)
 
 
+def unseen(name: str) -> Model:
+    """The model of that name in tests/unseen_models.py."""
+    items, tensors = unseen_header(MODELS[name])
+    kept = {key: item for key, item in items.items() if not key.startswith("tokenizer.")}
+    return _read(kept, tensors)
+
+
 def model_of(metadata: dict[str, Any], tensors: list[Entry]) -> Model:
     """A model of plain values; its header is really written, and really read."""
     items: dict[str, Item] = {}
@@ -94,6 +119,10 @@ def model_of(metadata: dict[str, Any], tensors: list[Entry]) -> Model:
             items[key] = (_KINDS[type(value[0])] + "[]", value)
         else:
             items[key] = (_KINDS[type(value)], value)
+    return _read(items, tensors)
+
+
+def _read(items: dict[str, Item], tensors: list[Entry]) -> Model:
     written, data_bytes = header(items, tensors)
     parsed = parse(written, len(written) + data_bytes)
     assert parsed is not None

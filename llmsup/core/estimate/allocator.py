@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from llmsup.core.estimate.graph import CARD, HOST, Tensor
+from llmsup.core.estimate.graph import CARD, HOST, NOWHERE, Tensor
 from llmsup.core.estimate.splits import Split
+from llmsup.core.shape import aligned
 
 IN_PLACE = frozenset(
     ("fill", "scale", "add", "add_id", "sub", "mul", "div", "sqr", "sqrt", "unary", "rope",
@@ -26,7 +27,7 @@ class Buffer:
         self.peak = 0
 
     def take(self, size: int) -> int:
-        """The offset of `size` bytes: in the smallest hole that is large enough, else at the end."""
+        """The offset of `size` bytes: in the smallest hole that they fit in, else at the end."""
         size += -size % self.alignment
         blocks = self.blocks
         best, best_size = -1, _ENDLESS
@@ -68,90 +69,71 @@ class Buffer:
                 return
 
 
-class Replay:
-    """The allocations of a graph, node by node."""
+Step = tuple[Tensor | None, tuple[Tensor, ...], int]
 
-    def __init__(self, backends: dict[Tensor, int]) -> None:
-        self.backends = backends
-        self.buffers = (Buffer(_ALIGNMENT[CARD]), Buffer(_ALIGNMENT[HOST]))
-        self.places: dict[Tensor, tuple[int, int]] = {}
-        self.uses: dict[Tensor, int] = {}
-        self.views: dict[Tensor, int] = {}
 
-    def run(
-        self,
-        splits: list[Split],
-        copies: dict[tuple[Tensor, int], Tensor],
-        kept: dict[Tensor, list[Tensor]],
-    ) -> tuple[int, int]:
-        """The peaks of the card's and of the host's buffer. Bytes.
+def peaks(splits: list[Split], kept: dict[Tensor, list[Tensor]]) -> tuple[int, int]:
+    """How large the buffers of the card and of the host get. Bytes.
 
-        `kept`: what has to last until a node is done, though nobody needs it.
-        """
-        steps: list[tuple[Tensor | None, tuple[Tensor, ...], int]] = []
-        for each in splits:
-            for source in each.inputs:
-                steps.append((None, (source,), HOST))
-                steps.append((copies[source, each.backend], (), each.backend))
-            for node in each.nodes:
-                srcs = node.srcs
-                if node.op != "view":
-                    srcs = tuple(copies.get((src, each.backend), src) for src in srcs)
-                steps.append((node, srcs, each.backend))
-                if node in kept:
-                    steps.append((None, tuple(kept[node]), each.backend))
-        self._count(steps)
-        for node, srcs, backend in steps:
-            if node is not None and node.op != "view":
-                self._allocate(node, srcs, backend)
-            for src in srcs:
-                self._release(src)
-        return self.buffers[CARD].peak, self.buffers[HOST].peak
-
-    def _count(self, steps: list[tuple[Tensor | None, tuple[Tensor, ...], int]]) -> None:
-        uses, views = self.uses, self.views
-        inputs: list[Tensor] = []
-        for node, srcs, _ in steps:
-            if node is not None and node.root is not None:
-                views[node.root] = views.get(node.root, 0) + 1
-            for src in srcs:
-                uses[src] = uses.get(src, 0) + 1
-                if src.is_input and src not in self.places:
-                    self._place(src, HOST)
-        del inputs
-
-    def _place(self, tensor: Tensor, backend: int) -> None:
-        self.places[tensor] = (backend, self.buffers[backend].take(tensor.size))
-
-    def _allocate(self, node: Tensor, srcs: tuple[Tensor, ...], backend: int) -> None:
-        if node.root is not None:
-            return
-        if node.op in IN_PLACE:
-            for src in srcs:
-                place = self.places.get(src)
-                if place is None or src.shape != node.shape:
+    `kept`: what has to last until a node is done, though nobody needs it.
+    """
+    buffers = (Buffer(_ALIGNMENT[CARD]), Buffer(_ALIGNMENT[HOST]))
+    steps: list[Step] = []
+    for each in splits:
+        backend = each.backend
+        for source, copy in each.inputs:
+            # The copy is made before the first node, and its source lasts until then.
+            steps.append((None, (source,), HOST))
+            steps.append((copy, (), backend))
+        for computed, srcs in each.steps:
+            steps.append((computed, srcs, backend))
+            if computed in kept:
+                steps.append((None, tuple(kept[computed]), backend))
+    _count(steps, buffers[HOST])
+    for node, srcs, backend in steps:
+        if node is not None and node.root is None:
+            _allocate(node, srcs, backend, buffers)
+        for src in srcs:
+            src.uses -= 1
+            if src.uses or src.views:
+                continue
+            root = src
+            if src.root is not None:
+                root = src.root
+                root.views -= 1
+                if root.views or root.uses:
                     continue
-                if self.uses[src] == 1 and not self.views.get(src):
-                    self.places[node] = place
-                    del self.places[src]
-                    if src.size > node.size:
-                        extra = node.size + -node.size % 128
-                        whole = src.size + -src.size % 128
-                        self.buffers[place[0]].give_back(place[1] + extra, whole - extra)
-                    return
-        self._place(node, backend)
+            if root.where != NOWHERE:
+                buffers[root.where].give_back(root.offset, root.size)
+                root.where = NOWHERE
+    return buffers[CARD].peak, buffers[HOST].peak
 
-    def _release(self, src: Tensor) -> None:
-        uses = self.uses
-        uses[src] -= 1
-        if uses[src] or self.views.get(src):
+
+def _count(steps: list[Step], host: Buffer) -> None:
+    """Who is used how often; the inputs of the graph are there from the beginning."""
+    for node, srcs, _ in steps:
+        if node is not None and node.root is not None:
+            node.root.views += 1
+        for src in srcs:
+            src.uses += 1
+            if src.is_input and src.where == NOWHERE:
+                src.where = HOST
+                src.offset = host.take(src.size)
+
+
+def _allocate(
+    node: Tensor, srcs: tuple[Tensor, ...], backend: int, buffers: tuple[Buffer, Buffer]
+) -> None:
+    if node.op in IN_PLACE:
+        for src in srcs:
+            if src.where == NOWHERE or src.uses != 1 or src.views or src.shape != node.shape:
+                continue
+            node.where, node.offset = src.where, src.offset
+            src.where = NOWHERE
+            if src.size > node.size:
+                taken = aligned(node.size, _ALIGNMENT[node.where])
+                rest = aligned(src.size, _ALIGNMENT[node.where]) - taken
+                buffers[node.where].give_back(node.offset + taken, rest)
             return
-        root = src
-        if src.root is not None:
-            root = src.root
-            self.views[root] -= 1
-            if self.views[root] or uses.get(root):
-                return
-        place = self.places.pop(root, None)
-        if place is not None:
-            self.buffers[place[0]].give_back(place[1], root.size)
+    node.where = backend
+    node.offset = buffers[backend].take(node.size)

@@ -1,15 +1,13 @@
-"""Attention: queries, keys and values, the cache they go through, and what comes of it."""
+"""Attention: queries, keys and values, and what comes of them."""
 
 from math import prod
 
 from llmsup.core.estimate.builder import Builder
-from llmsup.core.estimate.graph import CARD, HOST, Tensor, cache, matmul, op, same, view
-from llmsup.core.estimate.kv_cache import row_bytes, widths
+from llmsup.core.estimate.cached_attention import Asked, from_cache, mask
+from llmsup.core.estimate.graph import Tensor, converted, matmul, op, same, view
 from llmsup.core.ggml import TYPES
 
-_F16_ID = 1
-_F16, _F32 = 2, 4
-_ROW_ELEMENTS = 512
+_F32 = 4
 
 
 def attention(b: Builder, x: Tensor) -> Tensor:
@@ -19,8 +17,10 @@ def attention(b: Builder, x: Tensor) -> Tensor:
             return _absorbed(b, x)
         return _latent(b, x)
     q, k, v = qkv(b, x)
-    q = _turned(b, _head_norm(b, q, "attn_q_norm"))
-    k = _turned(b, _head_norm(b, k, "attn_k_norm"))
+    q = _turned(b, head_norm(b, q, "attn_q_norm"))
+    k = _turned(b, head_norm(b, k, "attn_k_norm"))
+    if b.traits.norms_values:
+        v = same("rms_norm", v)
     if b.traits.scales_q:
         q = same("scale", q)
     return b.needed("attn_output", attend(b, q, k, v, sinks=b.weight("attn_sinks.weight")))
@@ -48,7 +48,7 @@ def qkv(b: Builder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return made[0], made[1], made[2]
 
 
-def _head_norm(b: Builder, x: Tensor, name: str) -> Tensor:
+def head_norm(b: Builder, x: Tensor, name: str) -> Tensor:
     """The norm of queries or keys, where there is one: of each head, or of all in one."""
     found = b.block.weights.get(f"{name}.weight")
     if found is None:
@@ -123,27 +123,34 @@ def _latent(b: Builder, x: Tensor) -> Tensor:
 def attend(
     b: Builder,
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     *,
     v_mla: Tensor | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """What queries find in the cache, once keys and values are in it."""
+    """What queries find in the cache, once keys and values are in it.
+
+    Without keys and values it is the cache of an earlier layer.
+    """
     block, options = b.block, b.options
     turns_v = False
-    if block.has_cache and v_mla is None:
+    if b.traits.has_cache and v_mla is None:
         # A quantised cache keeps keys and values turned, which spreads their outliers.
         if TYPES[options.k_type].block > 1 and block.key_length % 64 == 0:
             q = _hadamard(b, q, "k", block.key_length)
-            k = _hadamard(b, k, "k", block.key_length)
+            k = None if k is None else _hadamard(b, k, "k", block.key_length)
         turns_v = TYPES[options.v_type].block > 1 and block.value_length % 64 == 0
-        if turns_v:
+        if turns_v and v is not None:
             v = _hadamard(b, v, "v", 64)
-    order = (q, k, v) if b.has_windows or not block.has_cache else (q, v, k)
+    order = (q, k, v) if b.has_windows or not b.traits.has_cache else (q, v, k)
     for each in order:
-        b.graph.expand(each)
-    cur = _from_cache(b, q, k, v, v_mla, sinks) if block.has_cache else _from_batch(b, q, k, v)
+        if each is not None:
+            b.graph.expand(each)
+    if b.traits.has_cache:
+        cur = from_cache(b, Asked(q, k, v, v_mla, sinks))
+    else:
+        cur = _from_batch(b, q, k or q, v or q)
     b.graph.expand(cur)
     return _hadamard(b, cur, "v", 64) if turns_v else cur
 
@@ -158,142 +165,17 @@ def _hadamard(b: Builder, x: Tensor, name: str, length: int) -> Tensor:
     return view(op("mul_mat", flat.shape, turn, flat), x.shape)
 
 
-def _mask(b: Builder, cells: int) -> Tensor:
-    width = _F16 if b.options.flash_attn else _F32
-    return b.input("mask_swa" if b.block.window else "mask", width * cells * b.tokens)
-
-
 def _from_batch(b: Builder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention without a cache: all tokens of the batch to one another."""
     tokens, heads, value = b.tokens, b.block.heads, b.block.value_length
-    mask = _mask(b, tokens)
+    shown = mask(b, tokens)
     q, k, v = (view(view(each, each.shape), each.shape) for each in (q, k, v))
     if b.options.flash_attn:
-        halves = [Tensor("cpy", each.shape, each.size // 2, (each,), rows=1) for each in (k, v)]
-        cur = op("flash_attn", (value, heads, tokens), q, *halves, mask)
+        halves = [converted("cpy", each.size // 2, each) for each in (k, v)]
+        cur = op("flash_attn", (value, heads, tokens), q, *halves, shown)
         cur.host_only = not b.options.has_kernel
         return view(cur, (value * heads, tokens))
-    kq = same("soft_max", op("mul_mat", (tokens, tokens, heads), k, q), mask)
+    kq = same("soft_max", op("mul_mat", (tokens, tokens, heads), k, q), shown)
     v = same("cont", view(v, v.shape))
     kqv = op("mul_mat", (value, tokens, heads), v, kq)
     return op("cont", (value * heads, tokens), view(kqv, kqv.shape))
-
-
-def _from_cache(
-    b: Builder, q: Tensor, k: Tensor, v: Tensor, v_mla: Tensor | None, sinks: Tensor | None
-) -> Tensor:
-    block, options = b.block, b.options
-    cells = options.window_cells(block.window)
-    rows = cells * options.streams
-    home = CARD if options.kv_offload and b.home == CARD else HOST
-    key_width, value_width = widths(b.shape, block)
-    k_bytes = row_bytes(options.k_type, key_width) * rows
-    k_cache = cache(k_bytes, home)
-    _store(b, "k", view(k, (key_width, b.tokens)), k_cache, 8 * b.tokens)
-    k_view = view(k_cache, (), k_bytes + _padding(options.k_type, block.key_length))
-    if v_mla is None:
-        v_bytes = row_bytes(options.v_type, value_width) * rows
-        v_cache = cache(v_bytes, home)
-        if options.flash_attn:
-            _store(b, "v", view(v, (value_width, b.tokens)), v_cache, 8 * b.tokens)
-        else:
-            _store_turned(b, v, v_cache, value_width)
-        v_view = view(v_cache, (), v_bytes + _padding(options.v_type, block.value_length))
-    else:
-        rank = int(b.shape.number("attention.kv_lora_rank")) or block.value_length
-        unused = row_bytes(options.k_type, key_width) - row_bytes(options.k_type, rank)
-        v_view = view(k_view, (), k_bytes - unused + _padding(options.k_type, rank))
-    extra = [_mask(b, cells), *([] if sinks is None else [sinks])]
-    q = view(view(q, q.shape), q.shape)
-    k_view, v_view = view(k_view, (), k_view.size), view(v_view, (), v_view.size)
-    if options.flash_attn:
-        return _flash(b, q, k_view, v_view, extra, v_mla, rows)
-    return _plain(b, q, k_view, v_view, extra, v_mla, cells)
-
-
-def _store(b: Builder, name: str, rows: Tensor, into: Tensor, ids_bytes: int) -> None:
-    sliding = "_swa" if b.block.window else ""
-    ids = b.input(f"{name}_idxs{sliding}", ids_bytes)
-    stored = op("set_rows", (1,), rows, ids, into)
-    stored.root = into
-    b.graph.expand(stored)
-
-
-def _store_turned(b: Builder, v: Tensor, into: Tensor, width: int) -> None:
-    """Values lie column by column without flash attention: each element has its own row."""
-    if v.root is not None and prod(v.root.shape) != prod(v.shape):
-        v = op("cont", (width, b.tokens), v)
-    widest = max(widths(b.shape, each)[1] for each in b.shape.blocks)
-    rows = view(view(v, (width, b.tokens)), (1, width * b.tokens))
-    _store(b, "v", rows, into, 8 * b.tokens * widest)
-
-
-def _flash(
-    b: Builder,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    extra: list[Tensor],
-    v_mla: Tensor | None,
-    rows: int,
-) -> Tensor:
-    block, options, tokens = b.block, b.options, b.tokens
-    heads, kv_heads, value = block.heads, block.kv_heads, block.value_length
-    v_type = options.v_type
-    if v_mla is not None:
-        kv_heads, v_type = 1, options.k_type
-        value = int(b.shape.number("attention.kv_lora_rank")) or value
-    cur = op("flash_attn", (value, heads, tokens), q, k, v, *extra)
-    cur.host_only = not options.has_kernel
-    # Room for keys and values as half floats. Where the cache is on the card, MLA's are one.
-    if options.k_type != _F16_ID and options.has_kernel:
-        cur.size += -cur.size % 128 + _F16 * block.key_length * kv_heads * rows
-    if v_type != _F16_ID and options.has_kernel and (v_mla is None or k.home == HOST):
-        cur.size += -cur.size % 128 + _F16 * value * kv_heads * rows
-    if v_mla is not None:
-        width = v_mla.shape[1]
-        cur = matmul(v_mla, view(cur, (value, tokens, heads)), width)
-        cur = op("cont", (width, heads, tokens), view(cur, (width, heads, tokens)))
-        value = width
-    return view(cur, (value * heads, tokens))
-
-
-def _plain(
-    b: Builder,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    extra: list[Tensor],
-    v_mla: Tensor | None,
-    cells: int,
-) -> Tensor:
-    """Without flash attention the scores of all tokens and heads are alive at once."""
-    options, heads, value = b.options, b.block.heads, b.block.value_length
-    streams, tokens = options.streams, b.tokens // options.streams
-    kq = op("mul_mat", (cells, tokens, heads, streams), k, q)
-    kq = _capped(b, kq)
-    kq = same("soft_max", kq, *extra)
-    if v_mla is not None:
-        value = int(b.shape.number("attention.kv_lora_rank")) or value
-        size = row_bytes(options.k_type, value) * cells * streams
-        v = Tensor("cont", (), size, (view(v, (), v.size),), rows=1)
-    kqv = op("mul_mat", (value, tokens, heads, streams), v, kq)
-    if v_mla is not None:
-        value = v_mla.shape[1]
-        kqv = matmul(v_mla, kqv, value)
-    cur = op("cont", (value * heads, b.tokens), view(kqv, kqv.shape))
-    if not options.kv_offload:
-        cur.pinned = HOST
-    return cur
-
-
-def _capped(b: Builder, scores: Tensor) -> Tensor:
-    if b.shape.number("attn_logit_softcapping"):
-        return same("scale", same("unary", same("scale", scores)))
-    return scores
-
-
-def _padding(type_id: int, width: int) -> int:
-    if TYPES[type_id].block == 1 or width % _ROW_ELEMENTS == 0:
-        return 0
-    return row_bytes(type_id, -width % _ROW_ELEMENTS)

@@ -1,7 +1,20 @@
 """The pieces of which the graph of a model is built: weights, inputs, norms and products."""
 
+from math import prod
+
 from llmsup.core.estimate.effective import Effective
-from llmsup.core.estimate.graph import CARD, HOST, Graph, Tensor, leaf, matmul, op, same, weight
+from llmsup.core.estimate.graph import (
+    CARD,
+    HOST,
+    Graph,
+    Tensor,
+    leaf,
+    matmul,
+    op,
+    same,
+    view,
+    weight,
+)
 from llmsup.core.estimate.weights import expert_is_on_card, outer_is_on_card, tied_output
 from llmsup.core.shape import Block, ModelShape
 
@@ -42,6 +55,18 @@ class Builder:
         """Where the present layer is."""
         return CARD if self.options.on_card(self.number) else HOST
 
+    @property
+    def cache_owner(self) -> int:
+        """The layer whose cache the present one attends to: its own, or a like one's before."""
+        if self.block.has_cache or not self.traits.has_cache:
+            return self.number
+        owners = [
+            number
+            for number, each in enumerate(self.shape.blocks[: self.number])
+            if each.has_cache and each.window == self.block.window
+        ]
+        return owners[-1] if owners else self.number
+
     def has(self, name: str) -> bool:
         """Whether the present layer has a weight of that name."""
         return f"{name}.weight" in self.block.weights
@@ -52,6 +77,12 @@ class Builder:
             self._inputs[name] = leaf(size, shape)
         return self._inputs[name]
 
+    def view_of_input(self, name: str, source: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A view that all layers share."""
+        if name not in self._inputs:
+            self._inputs[name] = view(source, shape, max(1, 4 * prod(shape)))
+        return self._inputs[name]
+
     def weight(self, name: str) -> Tensor | None:
         """A weight of the present layer; None where it has none."""
         found = self.block.weights.get(name)
@@ -60,7 +91,7 @@ class Builder:
         home = self.home
         if found.is_expert:
             home = CARD if expert_is_on_card(self.number, self.options) else HOST
-        return weight(found.device_bytes, home, found.shape)
+        return weight(found.device_bytes, home, found.shape, found.type_id)
 
     def outer(self, name: str) -> Tensor | None:
         """A weight that belongs to no layer; None where there is none."""
@@ -112,7 +143,7 @@ class Builder:
 
     def rope(self, x: Tensor) -> Tensor:
         """Queries or keys turned by their position."""
-        positions = self.input("positions", 4 * self.tokens)
+        positions = self.input("positions", 4 * self.traits.positions * self.tokens)
         for name in _ROPE_FACTORS:
             found = self.shape.outer.get(name)
             if found is not None:

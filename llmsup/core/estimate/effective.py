@@ -20,7 +20,9 @@ class Effective:
 
     `first_block`: the repeating layers from this one on are on the card. `sequence`: the cells of
     the cache of each of `streams`. `tokens`: the batch for which the graph is reserved; `outputs`
-    of them have logits.
+    of them have logits. `has_kernel`: the card can do flash attention for this model's heads.
+    `turns_values`: the cache keeps values column by column; the engine decides that before it
+    finds out whether the card can.
     """
 
     first_block: int
@@ -37,6 +39,7 @@ class Effective:
     v_type: int
     flash_attn: bool
     has_kernel: bool
+    turns_values: bool
     pooled: bool
     kv_offload: bool
     op_offload: bool
@@ -79,8 +82,9 @@ def effective(shape: ModelShape, options: Options) -> Effective:
         outputs=min(tokens, batch) if pooled else slots,
         k_type=_TYPE_IDS.get(options.cache_type_k.lower(), _F16),
         v_type=_TYPE_IDS.get(options.cache_type_v.lower(), _F16),
-        flash_attn=_flash_attention(shape, options),
+        flash_attn=_flash_attention(shape, options, shape.layers - layers),
         has_kernel=_has_kernels(shape),
+        turns_values=options.flash_attn == "off" or shape.architecture == "grok",
         pooled=pooled,
         kv_offload=options.kv_offload,
         op_offload=options.op_offload,
@@ -92,21 +96,21 @@ def _number(value: int) -> int:
     return min(max(0, value), NUMBER_MAX)
 
 
-def _flash_attention(shape: ModelShape, options: Options) -> bool:
-    """What "auto" comes to: on where the device has a kernel for the heads of every layer."""
+def _flash_attention(shape: ModelShape, options: Options, first_block: int) -> bool:
+    """What "auto" comes to: on, unless a layer on the card has heads that it has no kernel for."""
     if options.flash_attn == "off" or shape.architecture == "grok":
         return False
     type_v = TYPES[_TYPE_IDS.get(options.cache_type_v.lower(), _F16)]
     if options.flash_attn == "on" or type_v.block > 1:
         return True
-    return _has_kernels(shape)
+    return _has_kernels(shape, first_block)
 
 
-def _has_kernels(shape: ModelShape) -> bool:
+def _has_kernels(shape: ModelShape, first_block: int = 0) -> bool:
     return all(
         has_kernel(*heads_of(shape, number))
         for number, block in enumerate(shape.blocks[: shape.trunk])
-        if block.heads and block.kv_heads
+        if number >= first_block and block.heads and block.kv_heads
     )
 
 

@@ -127,12 +127,16 @@ def _norms_weights(b: Builder) -> bool:
 def _keep_choice(b: Builder, first: Tensor, last: Tensor, after: Tensor) -> None:
     """CUDA chooses in one kernel: all that it reads and writes lasts until that is done."""
     nodes = b.graph.nodes
-    end = nodes.index(last)
+    begin = end = len(nodes) - 1
+    while nodes[end] is not last:
+        end -= 1
+    while nodes[begin] is not first:
+        begin -= 1
     b.graph.expand(after)
     if len(nodes) == end + 1:
         return
     kept = b.kept.setdefault(nodes[end + 1], [])
-    for node in nodes[nodes.index(first) : end + 1]:
+    for node in nodes[begin : end + 1]:
         kept += [each for each in (node, *node.srcs) if each not in kept]
 
 

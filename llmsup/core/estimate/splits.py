@@ -3,124 +3,128 @@
 The rules are those of ggml_backend_sched_split_graph in ggml-backend.cpp.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from llmsup.core.estimate.builder import OFFLOAD_MIN_ROWS
-from llmsup.core.estimate.graph import CARD, HOST, Tensor
-
-_NOWHERE = -1
+from llmsup.core.estimate.graph import CARD, HOST, NOWHERE, Tensor
 
 
 @dataclass(slots=True)
 class Split:
-    """Nodes that one backend computes in a row, after it got copies of `inputs`."""
+    """Nodes that one backend computes in a row, each with what it reads there.
+
+    `inputs` are copied to the backend before the first one runs: sources and copies.
+    """
 
     backend: int
-    nodes: list[Tensor] = field(default_factory=list)
-    inputs: list[Tensor] = field(default_factory=list)
+    steps: list[tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=list)
+    inputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
-class Placing:
-    """Where each tensor is."""
+def assign(nodes: list[Tensor], *, op_offload: bool) -> None:
+    """Gives every node a backend."""
+    real = [node for node in nodes if node.op != "view"]
+    for node in real:
+        node.backend = _first_guess(node, op_offload)
+    backwards = real[::-1]
+    _spread_card(real)
+    _spread_card(backwards)
+    _spread(real)
+    _spread(backwards)
+    for node in real:
+        if node.backend == NOWHERE:
+            node.backend = _most_inputs(node)
 
-    def __init__(self, *, op_offload: bool) -> None:
-        self.op_offload = op_offload
-        self.backends: dict[Tensor, int] = {}
 
-    def assign(self, nodes: list[Tensor]) -> None:
-        """Gives every node a backend."""
-        backends = self.backends
-        real = [node for node in nodes if node.op != "view"]
-        for node in real:
-            backends[node] = self._first_guess(node)
-        self._spread(real, only_card=True)
-        self._spread(real[::-1], only_card=True)
-        self._spread(real, only_card=False)
-        self._spread(real[::-1], only_card=False)
-        for node in real:
-            if backends[node] == _NOWHERE:
-                backends[node] = self._most_inputs(node)
-        for node in nodes:
-            if node.op == "view":
-                self.of(node)
-
-    def _first_guess(self, node: Tensor) -> int:
-        if node.pinned is not None:
-            return node.pinned
-        if node.root is not None and node.root.home is not None:
-            return node.root.home
-        if node.op in ("rope", "flash_attn"):
-            return _NOWHERE
+def _first_guess(node: Tensor, op_offload: bool) -> int:
+    if node.pinned is not None:
+        return node.pinned
+    if node.root is not None and node.root.home is not None:
+        return node.root.home
+    if node.op not in ("rope", "flash_attn"):
         for src in node.srcs:
-            if not src.is_weight:
-                continue
-            if src.home == CARD and not node.host_only:
-                return CARD
-            offloads = self.op_offload and not node.host_only and node.op != "get_rows"
-            return CARD if offloads and node.rows >= OFFLOAD_MIN_ROWS else HOST
-        return _NOWHERE
-
-    def _spread(self, nodes: list[Tensor], *, only_card: bool) -> None:
-        backends = self.backends
-        current = _NOWHERE
-        for node in nodes:
-            backend = backends[node]
-            if backend != _NOWHERE:
-                current = _NOWHERE if only_card and backend == HOST else backend
-            elif current != _NOWHERE and not (node.host_only and current == CARD):
-                backends[node] = current
-
-    def _most_inputs(self, node: Tensor) -> int:
-        if node.host_only:
-            return HOST
-        on_card = sum(1 for src in node.srcs if self.of(src) == CARD)
-        on_host = sum(1 for src in node.srcs if self.of(src) == HOST)
-        return CARD if on_card >= on_host else HOST
-
-    def of(self, tensor: Tensor) -> int:
-        """The backend of any tensor: of a view, that of what it views."""
-        root = tensor if tensor.root is None else tensor.root
-        if root.home is not None:
-            return root.home
-        if root.is_input:
-            return HOST
-        return self.backends.get(root, _NOWHERE)
+            if src.is_weight:
+                return _by_weight(node, src, op_offload)
+    return NOWHERE
 
 
-def split(
-    nodes: list[Tensor], placing: Placing
-) -> tuple[list[Split], dict[tuple[Tensor, int], Tensor]]:
-    """The graph cut where the backend changes, and the copies on the card and on the host.
+def _by_weight(node: Tensor, matrix: Tensor, op_offload: bool) -> int:
+    """Work goes to the weight, or the weight to the card where there is much to do."""
+    if node.host_only:
+        return HOST
+    offloads = op_offload and node.rows >= OFFLOAD_MIN_ROWS and node.op != "get_rows"
+    return CARD if matrix.home == CARD or offloads else HOST
+
+
+def _spread_card(nodes: Iterable[Tensor]) -> None:
+    """What stands beside the card's work, up to the host's, is the card's."""
+    is_card = False
+    for node in nodes:
+        if node.backend != NOWHERE:
+            is_card = node.backend == CARD
+        elif is_card and not node.host_only:
+            node.backend = CARD
+
+
+def _spread(nodes: Iterable[Tensor]) -> None:
+    current = NOWHERE
+    for node in nodes:
+        if node.backend != NOWHERE:
+            current = node.backend
+        elif current == HOST or (current == CARD and not node.host_only):
+            node.backend = current
+
+
+def _most_inputs(node: Tensor) -> int:
+    if node.host_only:
+        return HOST
+    backends = [place(src) for src in node.srcs]
+    return CARD if backends.count(CARD) >= backends.count(HOST) else HOST
+
+
+def place(tensor: Tensor) -> int:
+    """The backend of any tensor: of a view, that of what it views."""
+    return (tensor.root or tensor).backend
+
+
+def cut(nodes: list[Tensor]) -> list[Split]:
+    """The graph cut where the backend changes.
 
     A cut also is where a weight has to be copied, once the split has inputs: what was copied
-    before is free by then. The copies are keyed by what they are copies of, and where they are.
+    before is free by then.
     """
-    splits: list[Split] = []
-    copies: dict[tuple[Tensor, int], Tensor] = {}
-    current: Split | None = None
+    first = next((node.backend for node in nodes if node.op != "view"), HOST)
+    current = Split(first)
+    splits = [current]
     for node in nodes:
+        srcs = node.srcs
         if node.op == "view":
-            if current is None:
-                splits.append(current := Split(_first_backend(nodes, placing)))
-            current.nodes.append(node)
+            current.steps.append((node, srcs))
             continue
-        backend = placing.backends[node]
-        if (
-            current is None
-            or backend != current.backend
-            or (current.inputs and _has_far_weight(node, backend))
-        ):
-            splits.append(current := Split(backend))
-        current.nodes.append(node)
-        for src in node.srcs:
-            if placing.of(src) != backend and (src, backend) not in copies:
-                copies[src, backend] = Tensor("copy", src.shape, src.size)
-                current.inputs.append(src)
-    return splits, copies
+        backend = node.backend
+        if backend != current.backend or (current.inputs and _has_far_weight(node, backend)):
+            current = Split(backend)
+            splits.append(current)
+        for src in srcs:
+            if (src.root or src).backend != backend:
+                srcs = tuple(_near(each, backend, current) for each in srcs)
+                break
+        current.steps.append((node, srcs))
+    return splits
 
 
-def _first_backend(nodes: list[Tensor], placing: Placing) -> int:
-    return next(placing.backends[node] for node in nodes if node.op != "view")
+def _near(src: Tensor, backend: int, current: Split) -> Tensor:
+    """What the backend reads instead of `src`: itself, or its copy, which is made once."""
+    if place(src) == backend:
+        return src
+    copy = src.copies[backend]
+    if copy is None:
+        copy = Tensor("copy", src.shape, src.size)
+        on_card, on_host = src.copies
+        src.copies = (copy, on_host) if backend == CARD else (on_card, copy)
+        current.inputs.append((src, copy))
+    return copy
 
 
 def _has_far_weight(node: Tensor, backend: int) -> bool:

@@ -34,13 +34,12 @@ def expert_is_on_card(number: int, options: Effective) -> bool:
 
 
 def _place(shape: ModelShape, number: int, options: Effective, *, experts: bool) -> Place:
-    if number >= shape.trunk:
-        return Place()
-    weights = [each for each in shape.blocks[number].weights.values() if each.is_expert == experts]
-    on_card = expert_is_on_card(number, options) if experts else options.on_card(number)
-    if on_card:
-        return Place(device_bytes=sum(each.aligned_bytes for each in weights))
-    return Place(host_bytes=sum(each.size_bytes for each in weights))
+    device, host, device_experts, host_experts = shape.blocks[number].sums
+    if experts:
+        if expert_is_on_card(number, options):
+            return Place(device_bytes=device_experts)
+        return Place(host_bytes=host_experts)
+    return Place(device_bytes=device) if options.on_card(number) else Place(host_bytes=host)
 
 
 def outer_weights(shape: ModelShape, options: Effective) -> Place:
@@ -61,11 +60,32 @@ def outer_weights(shape: ModelShape, options: Effective) -> Place:
     return Place(device, host)
 
 
+def output_weights(shape: ModelShape, options: Effective) -> Place:
+    """The output layer: those of the others that follow it to the card."""
+    device = host = 0
+    for name, weight in shape.outer.items():
+        if name.startswith(("blk.", *_INPUTS)) or is_of_layer_0(shape, name):
+            continue
+        if options.has_output:
+            device += weight.aligned_bytes
+        else:
+            host += weight.size_bytes
+    tied = tied_output(shape)
+    if tied is not None and options.has_output:
+        device += tied.aligned_bytes
+    return Place(device, host)
+
+
+def is_of_layer_0(shape: ModelShape, name: str) -> bool:
+    """Whether a tensor that belongs to no layer goes where the first layer goes."""
+    return name.startswith(_OF_LAYER_0) and not shape.architecture.startswith("lfm2")
+
+
 def outer_is_on_card(shape: ModelShape, name: str, options: Effective) -> bool:
     """Whether a tensor that belongs to no layer is on the card."""
     if name.startswith(_INPUTS):
         return False
-    if name.startswith(_OF_LAYER_0) and not shape.architecture.startswith("lfm2"):
+    if is_of_layer_0(shape, name):
         return options.on_card(0)
     return options.has_output
 

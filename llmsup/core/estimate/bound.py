@@ -1,27 +1,16 @@
-"""The compute buffer by rule of thumb: for what has no graph here, and as a peer to measure by."""
+"""A compute buffer that is large enough whatever the order of operations, and its largest part."""
 
+from llmsup.core.estimate.builder import OFFLOAD_MIN_ROWS
 from llmsup.core.estimate.effective import Effective, heads_of
 from llmsup.core.estimate.kv_cache import cache_of_block, row_bytes, widths
 from llmsup.core.estimate.weights import expert_is_on_card, outer_is_on_card
 from llmsup.core.ggml import TYPES
 from llmsup.core.shape import Block, ModelShape, Weight
 
-OFFLOAD_MIN_ROWS = 32
-"""From so many rows on an operation with a weight on the host runs on the card."""
-
 _F32, _F16_ID = 4, 1
 
 
-def closed_form(shape: ModelShape, options: Effective) -> int:
-    """The bytes of the compute buffer, within some ten percent for most models."""
-    stream = _F32 * shape.embedding * options.tokens
-    widest = max((_layer(shape, number, options) for number in range(shape.trunk)), default=0)
-    logits = _F32 * shape.vocabulary * options.outputs if options.has_output else 0
-    staged = int(0.85 * largest_host_weight(shape, options))
-    return max(widest + 4 * stream, logits + stream) + _masks(shape, options) + staged
-
-
-def bound(shape: ModelShape, options: Effective) -> int:
+def upper_bound(shape: ModelShape, options: Effective) -> int:
     """More than the compute buffer takes, whatever order the operations have."""
     tokens, outputs = options.tokens, options.outputs
     stream = _F32 * max(shape.embedding, 1) * tokens
@@ -30,11 +19,13 @@ def bound(shape: ModelShape, options: Effective) -> int:
         # All that a layer's matrices give, alive at once, and the attention between them.
         rows = sum(_outputs_of(each, shape) for each in block.weights.values())
         state = sum(block.state) * options.slots
-        layer = _F32 * tokens * rows + 2 * _F32 * state + _attention(shape, number, options)
+        # Attention twice: copies of what is on the host, and values turned where they must be.
+        attended = 2 * attention_bytes(shape, number, options)
+        layer = _F32 * tokens * rows + 2 * _F32 * state + attended
         widest = max(widest, layer)
     logits = _F32 * shape.vocabulary * max(outputs, 1)
     staged = 2 * largest_host_weight(shape, options)
-    return widest + 6 * stream + logits + 2 * _masks(shape, options) + staged
+    return widest + 6 * stream + logits + 2 * mask_bytes(shape, options) + staged
 
 
 def _outputs_of(weight: Weight, shape: ModelShape) -> int:
@@ -45,12 +36,7 @@ def _outputs_of(weight: Weight, shape: ModelShape) -> int:
     return weight.shape[1] * (weight.shape[2] if len(weight.shape) > 2 else 1)
 
 
-def _layer(shape: ModelShape, number: int, options: Effective) -> int:
-    feed_forward = _feed_forward(shape, shape.blocks[number]) * _F32 * options.tokens
-    return max(feed_forward, _attention(shape, number, options))
-
-
-def _feed_forward(shape: ModelShape, block: Block) -> int:
+def feed_forward_elements(shape: ModelShape, block: Block) -> int:
     """The elements for each token that are alive at once."""
     weights = block.weights
     if (down := weights.get("ffn_down_exps.weight")) is not None and len(down.shape) > 1:
@@ -62,7 +48,8 @@ def _feed_forward(shape: ModelShape, block: Block) -> int:
     return 3 * inner if "ffn_gate.weight" in weights else 2 * inner
 
 
-def _attention(shape: ModelShape, number: int, options: Effective) -> int:
+def attention_bytes(shape: ModelShape, number: int, options: Effective) -> int:
+    """What attention of a layer has alive at once, with what is copied for it."""
     block = shape.blocks[number]
     key, value, _ = heads_of(shape, number)
     cells = options.window_cells(block.window) * options.streams
@@ -78,12 +65,27 @@ def _attention(shape: ModelShape, number: int, options: Effective) -> int:
                 size += row_bytes(_F16_ID, width) * cells
     else:
         size += _F32 * options.tokens * heads * options.window_cells(block.window)
+        if not options.turns_values:
+            size += row_bytes(_F16_ID, value * kv_heads) * cells
     if not options.kv_offload or (block.has_cache and not options.on_card(number)):
         size += cache_of_block(shape, block, options)
     return size
 
 
-def _masks(shape: ModelShape, options: Effective) -> int:
+def largest_part(shape: ModelShape, options: Effective) -> str:
+    """What takes most of the compute buffer, in a word."""
+    parts = {"logits": _F32 * shape.vocabulary * options.outputs}
+    for kind in dict.fromkeys(shape.kinds[: shape.trunk]):
+        number = shape.kinds.index(kind)
+        fed = feed_forward_elements(shape, shape.blocks[number]) * _F32 * options.tokens
+        parts["feed-forward"] = max(parts.get("feed-forward", 0), fed)
+        attended = attention_bytes(shape, number, options)
+        parts["attention"] = max(parts.get("attention", 0), attended)
+    return max(parts, key=lambda name: parts[name])
+
+
+def mask_bytes(shape: ModelShape, options: Effective) -> int:
+    """Who may see whom, for each window there is."""
     width = TYPES[_F16_ID].block_bytes if options.flash_attn else _F32
     windows = {block.window for block in shape.blocks[: shape.trunk]}
     return sum(width * options.window_cells(window) * options.tokens for window in windows)
@@ -95,12 +97,10 @@ def largest_host_weight(shape: ModelShape, options: Effective) -> int:
         return 0
     sizes = [0]
     for number, block in enumerate(shape.blocks[: shape.trunk]):
-        for weight in block.weights.values():
-            on_card = options.on_card(number)
-            if weight.is_expert:
-                on_card = expert_is_on_card(number, options)
-            if not on_card:
-                sizes.append(weight.aligned_bytes)
+        if not options.on_card(number):
+            sizes += block.largest
+        elif not expert_is_on_card(number, options):
+            sizes.append(block.largest[1])
     if options.outputs >= OFFLOAD_MIN_ROWS:
         output = shape.outer.get("output.weight")
         if output is not None and not outer_is_on_card(shape, "output.weight", options):
