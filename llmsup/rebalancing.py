@@ -110,7 +110,7 @@ class Rebalancing:
         seen = Observation(self._sizer.budget(device), (), self._is_settled())
         if seen.is_settled:
             self._note_change()
-            if seen.is_pressed or seen.is_roomy:
+            if seen.is_pressed or (seen.is_roomy and self._balance.rebalance == "auto"):
                 seen = replace(seen, tenants=await self._tenants(is_pressed=seen.is_pressed))
                 seen = await self._with_possible(seen, device, now)
         if seen.is_settled and not self._is_settled():
