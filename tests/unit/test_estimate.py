@@ -117,7 +117,7 @@ def test_one_more_layer_never_needs_smaller_buffers_for_weights_and_cache(
 def test_a_few_of_equal_layers_stand_for_all_of_them(shape: ModelShape, options: Options) -> None:
     chosen = effective(shape, options)
     whole, _ = compute_bytes(shape, chosen, whole=True)
-    assert abs(compute_bytes(shape, chosen)[0] - whole) <= 4 * MIB
+    assert abs(compute_bytes(shape, chosen)[0] - whole) <= 16 * MIB
 
 
 def test_no_layer_on_the_card_still_takes_a_compute_buffer_there() -> None:
