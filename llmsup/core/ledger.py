@@ -86,8 +86,12 @@ class Ledger:
 
     # --- asking
 
-    def price(self, key: Key, estimate: Estimate, pool_bytes: int) -> Price:
-        """What a load of `key` is believed to take. `pool_bytes`: what its pool may grow to."""
+    def price(self, key: Key, estimate: Estimate, pool_bytes: int, extra_bytes: int = 0) -> Price:
+        """What a load of `key` is believed to take.
+
+        `pool_bytes`: what its pool may grow to. `extra_bytes`: what is estimated of further buffers
+        (adapters, projector), until a load of the model taught that.
+        """
         if key.options.gpu_layers == 0:
             return Price(estimate, 0)
         records = self._by_key.get(key, ())
@@ -103,7 +107,9 @@ class Ledger:
         excess, extra = self._taught.get((key.model, key.engine), (0, 0))
         device = estimate.device
         device = replace(device, compute_bytes=device.compute_bytes + excess)
-        return Price(replace(estimate, device=device), residual + pool_bytes + extra)
+        return Price(
+            replace(estimate, device=device), residual + pool_bytes + (extra or extra_bytes)
+        )
 
     # --- learning
 

@@ -41,12 +41,12 @@ def stack(home: Home, card: StandIn, *names: str, **keys: str) -> None:
     home.environ |= card.environ
 
 
-def answers(home: Home, name: str) -> str:
+def answers(home: Home, name: str, prompt: str = "Hi.") -> str:
     """Which service answered on the route of this one."""
     url = f"http://127.0.0.1:{home.gateway_port}/v1"
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as api:
         raw = api.chat.completions.with_raw_response.create(
-            model=f"{name}-model", messages=[{"role": "user", "content": "Hi."}], max_tokens=4
+            model=f"{name}-model", messages=[{"role": "user", "content": prompt}], max_tokens=4
         )
         assert raw.parse().choices
         return raw.headers["x-llmsup-service"]
@@ -72,6 +72,21 @@ def test_the_plan_is_what_the_servers_take_and_they_answer(home: Home, card: Sta
         assert answers(home, name) == name
     assert home.service("chat")["gpu_layers"] == SMOLLM2_LAYERS
     assert told(home, "death", "chat") == told(home, "death", "code") == []
+
+
+def test_what_a_load_took_is_what_the_next_plan_counts_with(home: Home, card: StandIn) -> None:
+    stack(home, card, "chat")
+    home.start(timeout_s=LOAD_TIMEOUT_S)
+    wait_until(lambda: len(told(home, "measured", "chat")) == 1, "a measurement")
+    before = home.service("chat")
+    assert home.cli("restart", "chat").returncode == 0
+    after = home.wait_replaced(before, deadline_s=60)
+
+    first, second = (each["planned_mib"] for each in told(home, "plan", "chat"))
+    took = told(home, "measured", "chat")[0]["measured_mib"]
+    assert first > took + 8
+    assert second == pytest.approx(took, abs=1)
+    assert after["gpu_layers"] == SMOLLM2_LAYERS
 
 
 def test_a_small_card_is_filled_by_rank_and_nobody_runs_out(home: Home, card: StandIn) -> None:
@@ -131,6 +146,24 @@ def test_a_driver_that_takes_more_than_anybody_knew_makes_the_plan_smaller(
     assert home.service("chat")["gpu_layers"] == given[-1] < given[0]
     assert answers(home, "chat") == "chat"
     assert "after it ran out of memory" in told(home, "plan", "chat")[-1]["why"]
+
+
+def test_running_out_while_it_works_is_answered_by_a_smaller_plan(
+    home: Home, card: StandIn
+) -> None:
+    """Given another program that takes all that is free, a long prompt ends the server."""
+    stack(home, card, "chat")
+    home.start(timeout_s=LOAD_TIMEOUT_S)
+    before = home.service("chat")
+    card.take(int(card.free_mib))
+    with pytest.raises(openai.APIError):
+        answers(home, "chat", prompt="Tell me about a dog that went to sea. " * 60)
+    after = home.wait_replaced(before, deadline_s=90)
+
+    (death,) = told(home, "death", "chat")
+    assert death["cause"] == "out of GPU memory"
+    assert after["gpu_layers"] < before["gpu_layers"]
+    assert answers(home, "chat") == "chat"
 
 
 def test_a_killed_server_gets_its_memory_again(home: Home, card: StandIn) -> None:

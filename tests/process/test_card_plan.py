@@ -293,6 +293,33 @@ def kill_daemon(home: Home) -> None:
     wait_until(lambda: home.daemon_pid() is None, "the daemon's end")
 
 
+def test_a_hand_over_in_the_middle_of_a_load_loses_no_turn(home: Home, cards: StubCards) -> None:
+    profile(home, {"chat": {"priority": 10, "env": {"LOADS_S": "3"}}, "code": {}})
+    home.start("--no-wait")
+    wait_until(lambda: "chat is loading" in home.service("code")["why"], "code waits")
+    pid = home.service("chat")["pid"]
+    assert home.cli("restart", "--daemon").returncode == 0
+    for name in ("chat", "code"):
+        home.wait_state(name, "ready")
+
+    assert home.service("chat")["pid"] == pid
+    assert when(home, "chat", "ready") <= plans(home, "code")[0]["at_s"]
+
+
+def test_a_launch_that_fails_once_it_has_the_turn_gives_it_back(
+    home: Home, cards: StubCards
+) -> None:
+    profile(home, {"chat": {"priority": 10}, "code": {}})
+    text = home.profile.read_text()
+    broken = text.replace(f'"{home.root / "llama-server"}"', '"/nonexistent/llama-server"', 1)
+    home.profile.write_text(broken)
+    assert home.cli("start", str(home.profile)).returncode == 1
+
+    assert home.service("chat")["state"] == "failed"
+    assert "/nonexistent/llama-server" in home.service("chat")["why"]
+    assert home.wait_state("code", "ready")["gpu_layers"] == LAYERS + 1
+
+
 def test_a_daemon_killed_in_the_middle_of_a_load_leaves_the_turn_to_who_is_loading(
     home: Home, cards: StubCards
 ) -> None:
@@ -377,3 +404,36 @@ def test_a_reload_restarts_what_a_plan_would_not_give_any_more(
 
     assert layers(home, "chat") == 5
     assert home.service("code")["pid"] == code["pid"]
+
+
+def test_the_plan_that_is_shown_is_the_one_that_is_carried_out(
+    home: Home, cards: StubCards
+) -> None:
+    """Given servers that take what was planned, before the start and while they are up."""
+    set_free(cards, 2500)
+
+    def shown() -> dict[str, dict[str, Any]]:
+        result = home.cli("plan", str(home.profile), "--json")
+        assert result.returncode == 0, result.stderr
+        return {each["service"]: each for each in json.loads(result.stdout)["services"]}
+
+    profile(home, {"chat": {"priority": 10}, "code": {}})
+    before = shown()
+    takes = {name: str(each["total_bytes"] / MIB) for name, each in before.items()}
+    profile(
+        home,
+        {
+            "chat": {"priority": 10, "env": {"TAKES_MIB": takes["chat"]}},
+            "code": {"env": {"TAKES_MIB": takes["code"]}},
+        },
+    )
+    home.start()
+
+    carried_out = {name: layers(home, name) for name in before}
+    assert carried_out == {name: each["gpu_layers"] for name, each in before.items()}
+    assert carried_out["chat"] == LAYERS + 1
+    assert 0 < carried_out["code"] < LAYERS + 1
+    assert {name: each["gpu_layers"] for name, each in shown().items()} == carried_out
+    table = home.cli("status").stdout
+    assert f"{LAYERS + 1}/{LAYERS + 1}" in table
+    assert f"{carried_out['code']}/{LAYERS + 1}" in table

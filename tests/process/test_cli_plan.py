@@ -384,7 +384,7 @@ def test_what_was_measured_takes_the_place_of_the_estimate(dual: Home, cards: St
     card = Device(0, "GPU-1", NAME, "560.35.03", 6141 * MIB, 5800 * MIB, 341 * MIB)
     options = sizing.demand("chat").asked
     sizes = sizing.demand("chat").price(options).estimate.device
-    record = Record(sizes, overhead_bytes=200 * MIB, estimated=sizes)
+    record = Record(sizes, sizes, sizes.total_bytes + 200 * MIB, time=0.0)
     dual.paths.create()
     ledger.save(dual.paths.ledger, Ledger().learn(sizing.key("chat", options, card), record))
 

@@ -121,12 +121,12 @@ def test_what_a_load_took_on_this_card_is_its_price(tiny: str, tmp_path: Path) -
 
     key = made.key("chat", ON_CARD, CARD)
     buffers = estimated.estimate.device
-    known[0] = known[0].learn(key, Record(buffers, 77 * MIB, buffers))
+    known[0] = known[0].learn(key, Record(buffers, buffers, buffers.total_bytes + 77 * MIB, 0.0))
 
     price = made.demand("chat", reading=CARD).price(ON_CARD)
     assert (estimated.is_measured, price.is_measured) == (False, True)
     assert price.device_bytes == buffers.total_bytes + 77 * MIB
-    other = replace(CARD, name="RTX 3060")
+    other = replace(CARD, uuid="GPU-2")
     assert not made.demand("chat", reading=other).price(ON_CARD).is_measured
     assert not made.demand("chat").price(ON_CARD).is_measured
     assert not made.demand("drafted", reading=CARD).price(ON_CARD).is_measured
@@ -144,7 +144,6 @@ def test_a_draft_model_is_on_the_card_as_a_whole(make: Make, tmp_path: Path, tin
     draft = make(draft=LlamaServer(model=tiny)).demand("draft")
     whole = draft.price(Options(gpu_layers=3, ctx_size=4096)).estimate.device.total_bytes
     assert added == whole
-    assert "draft model" in [item.what for item in two.price(options).estimate.items]
     assert two.buffers_at_least(options) > one.buffers_at_least(options)
     assert two.price(Options(gpu_layers=0)).device_bytes == 0
 
@@ -161,12 +160,35 @@ def test_a_projector_takes_its_size_and_something_to_compute_in(
         alone=LlamaServer(model=tiny), seeing=LlamaServer(model=tiny, args=("--mmproj", str(file)))
     )
 
-    alone, seeing = (made.demand(name).price(ON_CARD).estimate for name in ("alone", "seeing"))
+    alone, seeing = (made.demand(name).price(ON_CARD) for name in ("alone", "seeing"))
 
-    added_bytes = seeing.device.weights_bytes - alone.device.weights_bytes
-    assert added_bytes == file.stat().st_size
-    assert seeing.device.compute_bytes - alone.device.compute_bytes == 256 * MIB
-    assert "multimodal projector: its compute buffer is a guess" in seeing.notes
+    added_bytes = seeing.device_bytes - alone.device_bytes
+    assert added_bytes == file.stat().st_size + 256 * MIB
+    note = "multimodal projector: its compute buffer is a guess until it was measured"
+    assert note in seeing.estimate.notes
+    off = made.demand("seeing").price(Options(gpu_layers=0))
+    assert (off.device_bytes, off.estimate.notes) == (0, ())
+
+
+def test_a_projector_that_was_measured_is_not_guessed_any_more(tmp_path: Path, tiny: str) -> None:
+    """Given one load, another choice of layers counts what the projector took in that."""
+    metadata = {"general.architecture": ("string", "clip")}
+    file = write_sparse(tmp_path / "mmproj.gguf", metadata, (("v.weight", (1024, 1024), 0),))
+    known = [Ledger()]
+    seeing = LlamaServer(model=tiny, args=("--mmproj", str(file)))
+    profile = Profile(service={"seeing": seeing, "alone": LlamaServer(model=tiny)})
+    made = Sizing(profile, os.environ, lambda: known[0], tmp_path / "engines.json")
+    buffers = made.demand("seeing", reading=CARD).price(ON_CARD).estimate.device
+    taken_bytes = buffers.total_bytes + (30 + 125) * MIB
+    record = Record(buffers, buffers, taken_bytes, 0.0, extra_bytes=30 * MIB)
+    known[0] = known[0].learn(made.key("seeing", ON_CARD, CARD), record)
+
+    fewer = Options(gpu_layers=2, ctx_size=512)
+    seeing_price, alone_price = (
+        made.demand(name, reading=CARD).price(fewer) for name in ("seeing", "alone")
+    )
+
+    assert seeing_price.device_bytes - alone_price.device_bytes == 30 * MIB
 
 
 def test_an_adapter_goes_with_the_layers(make: Make, tmp_path: Path, tiny: str) -> None:

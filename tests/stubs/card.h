@@ -6,7 +6,7 @@
  *     epoch 1                                       another number: the driver was loaded anew
  *     card UUID TOTAL FREE USED UTILIZATION NAME    bytes; utilization -1: not supported
  *     overhead BYTES                                what the driver takes for each process
- *     linger MILLISECONDS                           so long is memory taken after its owner died
+ *     linger MILLISECONDS                           so long is memory taken after its owner's end
  *     no-data                                       memory is counted, not kept; nothing is computed
  *     mig NUMBER [UUID TOTAL FREE USED NAME]        that card is partitioned, and has this instance
  *     error FUNCTION CODE                           the NVML function fails with this code
@@ -18,7 +18,8 @@
  *     process PID STARTED UUID BYTES GONE_AT_MS     STARTED as in /proc/PID/stat; 0: it lives
  *
  * A process that is gone, or a zombie, has given its memory back: `linger` milliseconds after the
- * first look that found it gone. Then its line goes too.
+ * first look that found it gone. Then its line goes too. Where memory lingers, one that ends by
+ * itself keeps its weights and its cache so long as well.
  */
 
 #ifndef CARD_H

@@ -8,6 +8,7 @@
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -31,5 +32,5 @@ int posix_madvise(void *address, size_t length, int advice)
 {
     if (getenv("NVML_STUB_NO_DATA") && advice == POSIX_MADV_WILLNEED)
         return 0;
-    return madvise(address, length, advice) == 0 ? 0 : -1;
+    return madvise(address, length, advice) == 0 ? 0 : errno;
 }

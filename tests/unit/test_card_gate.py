@@ -225,6 +225,29 @@ def test_room_is_left_for_a_higher_rank_that_is_still_to_come() -> None:
     run(test)
 
 
+def test_no_room_is_left_for_what_has_failed_or_waits_for_what_has() -> None:
+    async def test(stack: Stack) -> None:
+        stack.take(4000)
+        stack.change("chat", want=Want.UP, state=State.STOPPED, missing=("embedding",))
+        stack.change("embedding", want=Want.UP, state=State.FAILED)
+        assert (await placed(stack.start("code"))).options.gpu_layers == 37
+
+    run(test, embedding=20, chat=10, code=0)
+
+
+def test_a_listener_that_breaks_keeps_nobody_waiting() -> None:
+    async def test(stack: Stack) -> None:
+        def broken(_: Placed) -> None:
+            raise ZeroDivisionError
+
+        stack.gate._on_placed = broken
+        assert (await placed(stack.start("chat"))).options.gpu_layers == 37
+        stack.change("chat", state=State.READY)
+        await placed(stack.start("code"))
+
+    run(test)
+
+
 def test_room_is_left_for_what_a_lower_rank_insists_on() -> None:
     async def test(stack: Stack) -> None:
         stack.sizer.fixed["code"] = 20
