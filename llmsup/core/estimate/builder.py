@@ -38,7 +38,6 @@ class Builder:
         self.graph = Graph()
         self.kept: dict[Tensor, list[Tensor]] = {}
         self.has_windows = any(block.window for block in shape.blocks[: shape.trunk])
-        self.kept_choice: tuple[Tensor, ...] = ()
         self.number = 0
         self._inputs: dict[str, Tensor] = {}
         self._outer: dict[str, Tensor] = {}

@@ -54,10 +54,10 @@ def experts(b: Builder, x: Tensor) -> Tensor:
     """The experts of the present layer, those that the router chose for each token."""
     width, tokens = x.shape
     used = max(1, b.shape.experts_used)
-    chosen, weights = _choice(b, x, used)
+    probs, chosen, weights = _choice(b, x, used)
     flat = view(x, (width, 1, tokens))
-    if len(b.kept_choice) == 2:
-        _keep_choice(b, *b.kept_choice, flat)
+    if not b.traits.weighs_late and probs.shape[0] in _FUSED_COUNTS:
+        _keep_choice(b, probs, weights, flat)
 
     def by_experts(name: str, source: Tensor) -> Tensor | None:
         matrix = b.weight(f"{name}.weight")
@@ -86,8 +86,8 @@ def experts(b: Builder, x: Tensor) -> Tensor:
     return x if down is None else _sum(b, down, weights)
 
 
-def _choice(b: Builder, x: Tensor, used: int) -> tuple[Tensor, Tensor]:
-    """Which experts each token gets, and their weights."""
+def _choice(b: Builder, x: Tensor, used: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the router thinks of each expert, which ones a token gets, and their weights."""
     tokens = x.shape[1]
     logits = b.needed("ffn_gate_inp", x)
     count = logits.shape[0]
@@ -110,8 +110,7 @@ def _choice(b: Builder, x: Tensor, used: int) -> tuple[Tensor, Tensor]:
     if b.shape.number("expert_weights_scale") not in (0, 1):
         weights = same("scale", weights)
     b.graph.expand(weights)
-    b.kept_choice = () if late or count not in _FUSED_COUNTS else (probs, weights)
-    return chosen, weights
+    return probs, chosen, weights
 
 
 def _is_sigmoid(b: Builder) -> bool:

@@ -76,10 +76,10 @@ def _layer(b: Builder, x: Tensor, *, is_last: bool) -> Tensor:
     cur = _mixed(b, x, normed)
     if b.traits.recurrence == "beside":
         return _after_both(b, x, cur, is_early=is_early)
-    if not has_middle and not has_post and not b.block.has_attention:
-        return _alone(b, x, cur, is_early=is_early)
     if not has_middle and not has_post:
-        return _beside(b, x, normed, cur, is_early=is_early)
+        if b.block.has_attention and (b.has("ffn_up") or b.has("ffn_gate_inp")):
+            return _beside(b, x, normed, cur, is_early=is_early)
+        return _alone(b, x, cur, is_early=is_early)
     if is_early:
         cur, x = b.outputs(cur), b.outputs(x)
     if has_post and (has_middle or not has_pre):
@@ -133,15 +133,11 @@ def _residual(b: Builder, x: Tensor) -> Tensor:
 def _beside(b: Builder, x: Tensor, normed: Tensor, cur: Tensor, *, is_early: bool) -> Tensor:
     """Attention and feed-forward side by side, on what one norm gave."""
     if is_early:
-        cur, x, normed = _in_order(b, cur, x, normed)
+        cur, x, normed = b.outputs(cur), b.outputs(x), b.outputs(normed)
     fed = feed_forward(b, normed)
     if b.traits.sums_branches:
         return same("add", same("add", cur, fed), x)
     return same("add", same("add", fed, x), cur)
-
-
-def _in_order(b: Builder, *each: Tensor) -> tuple[Tensor, ...]:
-    return tuple(b.outputs(one) for one in each)
 
 
 def _encoder(b: Builder, x: Tensor, *, is_last: bool) -> Tensor:

@@ -181,16 +181,12 @@ def _delta_net(b: Builder, x: Tensor) -> Tensor:
     v = view(cur, (inner // heads, heads, tokens, slots))
     rows = (inner, tokens * slots + inner // heads * slots)
     out = op("gated_delta_net", rows, q, k, v, gate, rate, taken)
-    _written_after(b, out, state)
+    _written(b, view(out, ()), state)
     headed = (inner // heads, heads, tokens, slots)
     cur = b.norm(view(out, headed), "ssm_norm")
     cur = same("mul", cur, same("unary", view(beside, headed)))
     cur = b.needed("ssm_out", view(cur, _per_sequence(b, inner)))
     return view(cur, (x.shape[0], b.tokens))
-
-
-def _written_after(b: Builder, out: Tensor, state: Tensor) -> None:
-    _written(b, view(out, ()), state)
 
 
 def _rates(b: Builder, x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
