@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmsup.core import leases
 from llmsup.core.device import Absence, Device, NoDevice, Reading
@@ -76,6 +76,7 @@ class CardGate:
         self._askers: dict[str, _Asker] = {}
         self._last_placed: dict[str, Placed] = {}
         self._ended: dict[str, Lease] = {}
+        self._bounds: dict[str, int] = {}  # of the next plan, and only of that
         self._refused: dict[str, int] = {}  # what was free at that time
         self._no_card = ""
         self._device: Device | None = None  # as it was read last, however long ago
@@ -175,6 +176,23 @@ class CardGate:
         short_bytes = self._short_bytes(lines, lease)
         return self._placing.note_out_of_memory(lease, lease.placement, short_bytes)
 
+    def bound_next(self, service: str, at_most_bytes: int) -> None:
+        """The next plan of a service, and only that, takes at most so much."""
+        self._bounds[service] = at_most_bytes
+
+    async def outlook(self, service: str, device: Device) -> Placement | None:
+        """What a service would get were it, and only it, started anew now; None: nothing new.
+
+        `device` is the card as it was read; what the service has comes back to it.
+        """
+        lease = self._leases.of(service)
+        free_bytes = device.free_bytes + (0 if lease is None else lease.bytes)
+        without = replace(device, free_bytes=min(free_bytes, device.total_bytes))
+        try:
+            return await asyncio.to_thread(self._placing.place, service, (), without)
+        except LlmsupError:
+            return None
+
     # --- deciding
 
     async def keep(self) -> None:
@@ -223,7 +241,9 @@ class CardGate:
         self._change(self._leases.granted(name, free_bytes))
         others = [each for each in self._users if each != name and self._is_to_come(each)]
         try:
-            placement = await asyncio.to_thread(self._placing.place, name, others, reading)
+            placement = await asyncio.to_thread(
+                self._placing.place, name, others, reading, self._bounds.get(name)
+            )
         except LlmsupError as error:
             self._refuse(lease, error, free_bytes)
             return
@@ -310,6 +330,7 @@ class CardGate:
         name = placement.service
         last = self._last_placed.get(name)
         self._refused.pop(name, None)
+        self._bounds.pop(name, None)
         self._last_placed[name] = Placed(
             placement,
             generation,

@@ -76,13 +76,19 @@ class Placing:
         self._may_shrink: dict[str, bool] = {}
         self._shrunk: dict[str, Shrunk] = {}
 
-    def place(self, name: str, others: Sequence[str], reading: Reading) -> Placement | None:
-        """What one service gets, those `others` being left theirs.
+    def place(
+        self,
+        name: str,
+        others: Sequence[str],
+        reading: Reading,
+        at_most_bytes: int | None = None,
+    ) -> Placement | None:
+        """What one service gets, those `others` being left theirs, and `at_most_bytes` of it.
 
         None where the header of its model tells nothing. Raises NoRoomError. Call it in a thread.
         """
         try:
-            own = self._demand(name, reading)
+            own = self._demand(name, reading, at_most_bytes)
         except ModelFileError:
             return None  # the engine may know more of the file than we do
         if isinstance(reading, NoDevice):
@@ -115,13 +121,14 @@ class Placing:
                 chosen.append(each)
         return chosen
 
-    def _demand(self, service: str, reading: Reading) -> Demand:
+    def _demand(self, service: str, reading: Reading, bound_bytes: int | None = None) -> Demand:
         free_bytes = reading.free_bytes if isinstance(reading, Device) else None
         shrunk = self._shrunk.get(service)
         if shrunk is not None and not shrunk.still_holds(free_bytes):
             self._shrunk.pop(service, None)
             shrunk = None
-        at_most_bytes = shrunk.at_most_bytes if shrunk else None
+        bounds = [bound_bytes, shrunk.at_most_bytes if shrunk else None]
+        at_most_bytes = min((each for each in bounds if each is not None), default=None)
         demand = self._sizer.demand(service, at_most_bytes, reading=reading)
         self._note_knobs(demand)
         return demand

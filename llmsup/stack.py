@@ -39,6 +39,7 @@ from llmsup.inquest import Findings
 from llmsup.placing import Placing, short_bytes
 from llmsup.preflight import load_startable
 from llmsup.publication import Publication
+from llmsup.rebalancing import Rebalancing
 from llmsup.rolls import Rolls
 from llmsup.services import envoy
 from llmsup.sizing import Sizing
@@ -98,10 +99,11 @@ class Stack:
         last_ports = {name: each.port for name, each in self._memory.items() if each.port}
         self._strays = Strays()
         units = build(profile, paths, environ, last_ports, lambda: self._card.is_busy)
+        users = {unit.name: unit.rank for unit in units if unit.uses_card}
         self._gate = CardGate(
             Nvml(profile.gpu.device).read,
             Placing(self._sizing, offload.plan),
-            {unit.name: unit.rank for unit in units if unit.uses_card},
+            users,
             lambda: self._supervisor.services,
             short_bytes=short_bytes,
             on_placed=self._news.note_placed,
@@ -132,6 +134,20 @@ class Stack:
             self.gateway, routes, self._supervisor.keepers, self._journal
         )
         self._rolls = Rolls(self._supervisor, self._keep)
+        self._rebalancing = Rebalancing(
+            profile.gpu.rebalance,
+            self._card,
+            self._gate,
+            sizer=self._sizing,
+            users=users,
+            routes=routes,
+            services=lambda: self._supervisor.services,
+            in_flight=self.gateway.in_flight,
+            is_busy=lambda: bool(self._ending or self._unsettled or self._rolls.pending),
+            restart=lambda name: self._rolls.restart([name]),
+            journal=self._journal,
+            troubles=troubles,
+        )
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
         self._remembering = Remembering(
             paths.memory,
@@ -192,6 +208,7 @@ class Stack:
         self._keep(self.gateway.keep_confirmed(self._publication.note_confirmed))
         self._keep(self._card.keep())
         self._keep(self._gate.keep())
+        self._keep(self._rebalancing.keep())
         self._keep(keep_rotated(self._logs(), self._troubles))
         self._keep(keep_watch(self._paths.logs, self._troubles))
         self._keep(self._troubles.keep_trying())
@@ -225,7 +242,7 @@ class Stack:
                     keeper.port,
                     time.monotonic(),
                     lease=self._gate.lease(name),
-                    trouble=self._trouble() if name == GATEWAY else "",
+                    trouble=self._trouble() if name == GATEWAY else self._rebalancing.why(name),
                 )
                 for name, keeper in self._supervisor.keepers.items()
             ],
