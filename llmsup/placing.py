@@ -13,7 +13,7 @@ from llmsup.core import grant, shrinking
 from llmsup.core.conforming import conforms
 from llmsup.core.device import Device, NoDevice, Reading
 from llmsup.core.grant import Grant
-from llmsup.core.leases import Lease
+from llmsup.core.leases import Lease, Rank, rank
 from llmsup.core.plan import Budget, Demand, Placement, Plan
 from llmsup.core.shrinking import Shrunk
 from llmsup.errors import LlmsupError, ModelFileError, NoRoomError
@@ -101,7 +101,7 @@ class Placing:
         plan = self._plan(budget, demands, "")
         if plan.refusal:
             self._require_room(own, budget, reading)
-            plan = self._plan(budget, self._compatible(budget, demands), "")
+            plan = self._plan(budget, self._compatible(budget, own, demands), "")
         return plan.of(name)
 
     def _require_room(self, demand: Demand, budget: Budget, reading: Device) -> None:
@@ -113,12 +113,15 @@ class Placing:
             is_hopeless = bool(self._plan(empty, [unbounded], "").refusal)
             raise NoRoomError(refusal, permanent=is_hopeless, shortage=not is_hopeless)
 
-    def _compatible(self, budget: Budget, demands: Sequence[Demand]) -> list[Demand]:
-        """The first, and of the others, in order, those that leave a plan possible."""
-        chosen = [demands[0]]
-        for each in demands[1:]:
-            if not self._plan(budget, [*chosen, each], "").refusal:
+    def _compatible(self, budget: Budget, own: Demand, demands: Iterable[Demand]) -> list[Demand]:
+        """Those that leave a plan possible, by rank. Raises NoRoomError where `own` does not."""
+        chosen: list[Demand] = []
+        for each in sorted(demands, key=_rank):
+            refusal = self._plan(budget, [*chosen, each], "").refusal
+            if not refusal:
                 chosen.append(each)
+            elif each is own:
+                raise NoRoomError(refusal, shortage=True)
         return chosen
 
     def _demand(self, service: str, reading: Reading, bound_bytes: int | None = None) -> Demand:
@@ -197,6 +200,10 @@ def planned(placement: Placement, free_bytes: int | None) -> str:
 
 def _mib(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:.0f} MiB"
+
+
+def _rank(demand: Demand) -> Rank:
+    return rank(demand.service, demand.priority, pinned=demand.pinned)
 
 
 def _empty(device: Device) -> Device:

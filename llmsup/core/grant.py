@@ -12,7 +12,8 @@ from llmsup.core.plan import Placement
 class Grant:
     """`placement` is None where nothing could be planned.
 
-    `device`: the UUID of the card; None where there is none.
+    `device`: the UUID of the card; None where nothing is known of any, empty where the one to be
+    used is not there, and others must not be used instead.
     """
 
     placement: Placement | None = None
