@@ -45,9 +45,10 @@ class CardGate:
     """The card of one stack.
 
     `read` reads it; `users` are the services that may use it, with their ranks; `services` has
-    all of them as they are. `short_bytes` tells how much was missing, from the output of a process
-    that ran out of memory. `on_placed` is told of each plan, `on_measured` of what a load took,
-    and `on_no_card` once why there is none. `retry` has a service tried again that was refused.
+    all of them as they are. `leaving` names those of an earlier daemon that are being ended, and
+    may be on the card. `short_bytes` tells how much was missing, from the output of a process that
+    ran out of memory. `on_placed` is told of each plan, `on_measured` of what a load took, and
+    `on_no_card` once why there is none. `retry` has a service tried again that was refused.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class CardGate:
         users: Mapping[str, Rank],
         services: Callable[[], Mapping[str, Service]],
         *,
+        leaving: Callable[[], Sequence[str]] = lambda: (),
         short_bytes: Callable[[Sequence[str], Lease], int | None] = lambda *_: None,
         on_placed: Callable[[Placed], None] = lambda _: None,
         on_measured: Callable[[Lease], None] = lambda _: None,
@@ -67,6 +69,7 @@ class CardGate:
         self._placing = placing
         self._users = users
         self._services = services
+        self._leaving = leaving
         self._short_bytes = short_bytes
         self._on_placed = on_placed
         self._on_measured = on_measured
@@ -135,6 +138,8 @@ class CardGate:
         """What it waits for."""
         if not self._leases.is_waiting(service):
             return "is placed on the card"
+        if leaving := self._leaving():
+            return f"waits for {', '.join(leaving)} to end"
         return self._leases.why(service) or "waits for the card to be read"
 
     def recall(self, service: str, written: str) -> tuple[Grant, bool]:
@@ -222,7 +227,7 @@ class CardGate:
         self._mend()
         if (lease := self._leases.settling) is not None:
             await self._settle(lease)
-        if not self._leases.waiting or self._leases.is_taken:
+        if not self._leases.waiting or self._leases.is_taken or self._leaving():
             return
         reading, is_sure = await self._read_in_earnest()
         due = self._leases.next_up
@@ -266,7 +271,7 @@ class CardGate:
         if placement is not None:
             self._change(self._leases.placed(name, placement))
         # Before anybody is told, who might break: a turn without an answer would never end.
-        asker.answer.set_result(Grant(placement, _device_of(reading)))
+        asker.answer.set_result(Grant(placement, _device_of(reading), self._placing.shrunk(name)))
         self._say_no_card(reading.reason if isinstance(reading, NoDevice) else "")
         if placement is not None:
             self._tell_placed(placement, lease.generation, free_bytes)

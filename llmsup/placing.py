@@ -138,7 +138,8 @@ class Placing:
 
     def recall(self, service: str, written: str, card: Device | None) -> tuple[Grant, bool]:
         """What a live process was given, and whether it could be given it now."""
-        options, device = grant.read(written)
+        found = grant.read(written)
+        options, device = found.options, found.device
         if options is None:
             return Grant(None, device), True
         try:
@@ -149,12 +150,19 @@ class Placing:
         price, why = demand.price(options), "as an earlier daemon placed it"
         placement = Placement(service, demand.model, demand.layers, options, price, why)
         is_same_card = card is None or device == card.uuid
-        return Grant(placement, device), is_same_card and conforms(options, demand)
+        is_current = is_same_card and conforms(options, demand)
+        if is_current and found.shrunk is not None:
+            self._shrunk.setdefault(service, found.shrunk)
+        return Grant(placement, device, found.shrunk), is_current
 
     def _note_knobs(self, demand: Demand) -> None:
         """Whether a plan could give it less than it has; see `core.ladder`."""
         may_choose = bool(demand.knobs) and not demand.pinned
         self._may_shrink[demand.service] = may_choose or bool(demand.degrade)
+
+    def shrunk(self, service: str) -> Shrunk | None:
+        """With how much it ran out of memory, where that is not over yet."""
+        return self._shrunk.get(service)
 
     def ran_out(self, service: str) -> bool:
         """Whether it ran out of memory, and has not loaded since."""

@@ -12,7 +12,7 @@ from llmsup import card_gate
 from llmsup.card_gate import CardGate
 from llmsup.core import leases
 from llmsup.core.device import Absence, Device, NoDevice, Reading
-from llmsup.core.grant import Grant
+from llmsup.core.grant import Grant, written
 from llmsup.core.leases import Lease, Standing, rank
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Demand, Knob, Placement, Plan, Price
@@ -97,11 +97,13 @@ class Stack:
         self.measured: list[Lease] = []
         self.no_card: list[str] = []
         self.retried: list[str] = []
+        self.leaving: tuple[str, ...] = ()
         self.gate = CardGate(
             self.read,
             Placing(self.sizer, plan),
             {name: rank(name, priority) for name, priority in priorities.items()},
             lambda: self.services,
+            leaving=lambda: self.leaving,
             on_placed=self.placed.append,
             on_measured=self.measured.append,
             on_no_card=self.no_card.append,
@@ -604,5 +606,54 @@ def test_a_card_that_the_profile_names_and_is_not_there_leaves_others_alone() ->
         stack.sizer.fixed["chat"] = 37
         stack.reading = NoDevice(Absence.NO_DEVICE, "there is no card GPU-9, only GPU-1")
         assert (await stack.start("chat")).device == ""
+
+    run(test)
+
+
+def test_what_an_earlier_daemon_left_is_waited_for_until_it_has_ended() -> None:
+    async def test(stack: Stack) -> None:
+        stack.take(5000)
+        stack.leaving = ("old",)
+        chat = stack.start("chat")
+        await asyncio.sleep(0.05)
+        assert not chat.done()
+        assert stack.gate.why("chat") == "waits for old to end"
+
+        stack.leaving = ()
+        stack.take(-5000)
+        assert (await placed(chat)).options.gpu_layers == 37
+
+    run(test)
+
+
+def test_a_load_that_is_not_measured_ends_a_row_of_running_out_as_well() -> None:
+    async def test(stack: Stack) -> None:
+        await placed(stack.start("chat"))
+        stack.gate.note_out_of_memory("chat", [])
+        stack.reading = NoDevice(Absence.ERROR, "NVML fails")
+        given = await stack.start("chat")
+        assert given.shrunk is not None
+        stack.change("chat", state=State.READY)
+        assert stack.gate._placing.ran_out("chat") is False
+
+    run(test)
+
+
+def test_a_bound_comes_back_with_the_process_that_lives_within_it() -> None:
+    """Given another daemon, and a process that was started after it ran out of memory."""
+
+    async def test(stack: Stack) -> None:
+        await placed(stack.start("chat"))
+        stack.gate.note_out_of_memory("chat", [])
+        given = await stack.start("chat")
+        assert given.placement is not None
+
+        later = Placing(stack.sizer, plan)
+        recalled, is_current = later.recall("chat", written(given), None)
+        assert is_current
+        assert recalled.shrunk == given.shrunk
+        again = later.place("chat", (), stack.reading)
+        assert again is not None
+        assert again.options == given.placement.options
 
     run(test)
