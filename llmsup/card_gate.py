@@ -41,14 +41,19 @@ class _Asker:
     answer: asyncio.Future[Grant] = field(repr=False)
 
 
+async def _never(_service: str) -> bool:
+    return False
+
+
 class CardGate:
     """The card of one stack.
 
     `read` reads it; `users` are the services that may use it, with their ranks; `services` has
     all of them as they are. `leaving` names those of an earlier daemon that are being ended, and
-    may be on the card. `short_bytes` tells how much was missing, from the output of a process that
-    ran out of memory. `on_placed` is told of each plan, `on_measured` of what a load took, and
-    `on_no_card` once why there is none. `retry` has a service tried again that was refused.
+    may be on the card. `is_loading`: whether a service that is ready still fills the card.
+    `short_bytes` tells how much was missing, from the output of a process that ran out of memory.
+    `on_placed` is told of each plan, `on_measured` of what a load took, and `on_no_card` once why
+    there is none. `retry` has a service tried again that was refused.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class CardGate:
         services: Callable[[], Mapping[str, Service]],
         *,
         leaving: Callable[[], Sequence[str]] = lambda: (),
+        is_loading: Callable[[str], Awaitable[bool]] = _never,
         short_bytes: Callable[[Sequence[str], Lease], int | None] = lambda *_: None,
         on_placed: Callable[[Placed], None] = lambda _: None,
         on_measured: Callable[[Lease], None] = lambda _: None,
@@ -70,6 +76,7 @@ class CardGate:
         self._users = users
         self._services = services
         self._leaving = leaving
+        self._is_loading = is_loading
         self._short_bytes = short_bytes
         self._on_placed = on_placed
         self._on_measured = on_measured
@@ -288,6 +295,10 @@ class CardGate:
         return is_hoped_for(service) and not self._leases.holds(service)
 
     async def _settle(self, lease: Lease) -> None:
+        while await self._is_loading(lease.service):
+            if self._is_over(lease):
+                return
+            await asyncio.sleep(SETTLE_LOOK_S)
         give_up_at = self._now() + SETTLE_TIMEOUT_S
         before: int | None = None
         while True:

@@ -107,6 +107,7 @@ class Stack:
             users,
             lambda: self._supervisor.services,
             leaving=lambda: self._strays.card_users,
+            is_loading=lambda name: self._supervisor.keepers[name].is_loading(),
             short_bytes=short_bytes,
             on_placed=self._news.note_placed,
             on_measured=self._note_measured,

@@ -472,3 +472,44 @@ def test_memory_of_what_the_profile_no_longer_has_is_waited_for(
     (plan,) = plans(home, "new")
     assert plan["free_mib"] == 5400
     assert layers(home, "new") == LAYERS + 1
+
+
+def test_a_server_that_counts_as_ready_before_it_has_loaded_keeps_its_turn(
+    home: Home, cards: StubCards
+) -> None:
+    """Given readiness.tcp: llama-server listens first, and loads its model then."""
+    profile(home, {"chat": {"priority": 10, "env": {"LISTENS_S": "2"}}, "code": {}})
+    text = home.profile.read_text()
+    home.profile.write_text(text.replace("readiness = { ", "readiness = { tcp = true, ", 1))
+    home.start()
+
+    assert plans(home, "code")[0]["free_mib"] == 5400
+    assert home.service("chat")["measured_bytes"] == 500 * MIB
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_whatever_happens_to_a_server_in_the_middle_of_its_load_its_turn_comes_back(
+    home: Home, cards: StubCards, number: signal.Signals
+) -> None:
+    profile(
+        home,
+        {
+            "chat": {
+                "priority": 10,
+                "env": {"LOADS_S": "3"},
+                "stall_timeout": "5s",
+                "grace_period": "1s",
+            },
+            "code": {},
+        },
+    )
+    home.start("--no-wait")
+    wait_until(lambda: bool(home.service("chat")["pid"]), "chat's process")
+    before = home.service("chat")
+    os.kill(before["pid"], number)
+    home.wait_replaced(before, deadline_s=60)
+    home.wait_state("code", "ready", deadline_s=60)
+
+    assert {each["gpu_layers"] for each in map(home.service, ("chat", "code"))} == {LAYERS + 1}
+    (_, over, _), (begun, _, _) = loads(home)[:2]
+    assert over <= begun
