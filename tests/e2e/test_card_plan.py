@@ -62,6 +62,7 @@ def test_the_plan_is_what_the_servers_take_and_they_answer(home: Home, card: Sta
 
     taken = 0.0
     for name in ("chat", "code"):
+        wait_until(lambda name=name: home.service(name)["measured_bytes"], f"{name} measured")
         service = home.service(name)
         assert service["gpu_layers"] == told(home, "plan", name)[0]["gpu_layers"] > 0
         mib = card.used_by(service["pid"])
@@ -151,11 +152,12 @@ def test_a_driver_that_takes_more_than_anybody_knew_makes_the_plan_smaller(
 def test_running_out_while_it_works_is_answered_by_a_smaller_plan(
     home: Home, card: StandIn
 ) -> None:
-    """Given another program that takes all that is free, a long prompt ends the server."""
+    """Given another program that takes all that is free, a prompt that needs more ends it."""
     stack(home, card, "chat")
     home.start(timeout_s=LOAD_TIMEOUT_S)
     before = home.service("chat")
     card.take(int(card.free_mib))
+    card.need(32)
     with pytest.raises(openai.APIError):
         answers(home, "chat", prompt="Tell me about a dog that went to sea. " * 60)
     after = home.wait_replaced(before, deadline_s=90)
