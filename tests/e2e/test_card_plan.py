@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,17 @@ def told(home: Home, event: str, name: str) -> list[dict[str, Any]]:
     return [e for e in home.events() if e["event"] == event and e.get("service") == name]
 
 
+def is_measured(home: Home, name: str) -> bool:
+    return home.service(name)["measured_bytes"] is not None
+
+
 def test_the_plan_is_what_the_servers_take_and_they_answer(home: Home, card: StandIn) -> None:
     stack(home, card, "chat", "code")
     home.start(timeout_s=LOAD_TIMEOUT_S)
 
     taken = 0.0
     for name in ("chat", "code"):
-        wait_until(lambda name=name: home.service(name)["measured_bytes"], f"{name} measured")
+        wait_until(partial(is_measured, home, name), f"{name} measured")
         service = home.service(name)
         assert service["gpu_layers"] == told(home, "plan", name)[0]["gpu_layers"] > 0
         mib = card.used_by(service["pid"])
