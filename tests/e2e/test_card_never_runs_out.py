@@ -107,12 +107,13 @@ def table(rows: list[Row]) -> str:
 def test_a_server_that_runs_out_at_run_time_comes_back_smaller(
     on_card: Home, small_card: StandIn
 ) -> None:
-    """Given a card that is full by the time of the first long prompt, which needs more."""
+    """Given a card that is full by the time of a prompt that needs more than any before."""
     profile(on_card, "off")
     on_card.start(timeout_s=120)
     chat = on_card.service("chat")
     assert chat["gpu_layers"] == 31
     small_card.take(int(small_card.free_mib))
+    small_card.need(32)
 
     record = ask(on_card, chat_body("chat-3b", max_tokens=4, text=LONG))
     assert (record.status, record.service) == (200, "code")
