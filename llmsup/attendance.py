@@ -72,6 +72,8 @@ class Unit:
     """How a process is started that takes over from a live one, as the number after its own."""
     prepare: Callable[[], None] | None = None
     """Finds out what `launch` only looks up. It may take a second: call it in a thread."""
+    is_prepared: Callable[[], bool] = lambda: True
+    """Whether the program is the one that `prepare` was last called for."""
 
     @property
     def uses_card(self) -> bool:
