@@ -135,6 +135,7 @@ class Keeper:
             self.port = self._last_port
             target = replace(launch.target, port=self.port)
             launch = replace(launch, target=target, ports=(self.port,))
+        launch = replace(launch, first_prompt=None)
         self.post(events.Adopted(found.generation, found.pid))
         if self.unit.uses_card:
             last = self._remembered

@@ -14,12 +14,15 @@ from llmsup.core.conforming import conforms
 from llmsup.core.device import Device, NoDevice, Reading
 from llmsup.core.grant import Grant
 from llmsup.core.leases import Lease, Rank, rank
-from llmsup.core.plan import Budget, Demand, Placement, Plan
+from llmsup.core.plan import Budget, Demand, Placement, Plan, Price
 from llmsup.core.shrinking import Shrunk
+from llmsup.core.sizes import Estimate, Sizes
 from llmsup.errors import LlmsupError, ModelFileError, NoRoomError
 from llmsup.services import llama_log
 
 log = logging.getLogger(__name__)
+
+ADOPTED = "as an earlier daemon placed it"
 
 
 class Sizer(Protocol):
@@ -145,10 +148,13 @@ class Placing:
         try:
             demand = self._sizer.demand(service, reading=card)
         except ModelFileError:
-            return Grant(None, device), False
+            # What became of its file is nothing to a process that has loaded it.
+            unknown = Price(Estimate(Sizes(), Sizes()), overhead_bytes=0)
+            kept = Placement(service, "", options.gpu_layers, options, unknown, ADOPTED)
+            return Grant(kept, device), True
         self._note_knobs(demand)
-        price, why = demand.price(options), "as an earlier daemon placed it"
-        placement = Placement(service, demand.model, demand.layers, options, price, why)
+        price = demand.price(options)
+        placement = Placement(service, demand.model, demand.layers, options, price, ADOPTED)
         is_same_card = card is None or device == card.uuid
         is_current = is_same_card and conforms(options, demand)
         if is_current and found.shrunk is not None:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from llmsup.control.client import Client
@@ -455,6 +456,25 @@ def test_the_plan_that_is_shown_is_the_one_that_is_carried_out(
     table = home.cli("status").stdout
     assert f"{LAYERS + 1}/{LAYERS + 1}" in table
     assert f"{carried_out['code']}/{LAYERS + 1}" in table
+
+
+def test_a_server_on_the_card_is_asked_once_before_it_is_ready(
+    home: Home, cards: StubCards
+) -> None:
+    """And not again by the next daemon, which adopts it; what is off the card is not asked."""
+    profile(home, {"chat": {}, "code": {"gpu_layers": 0}})
+    home.start()
+
+    def asked(name: str) -> int:
+        told = httpx.get(f"http://127.0.0.1:{home.service(name)['port']}/stub").json()
+        return int(told["requests"].get("/completion", 0))
+
+    assert (asked("chat"), asked("code")) == (1, 0)
+    before = home.service("chat")["pid"]
+    assert home.cli("restart", "--daemon").returncode == 0
+    home.wait_state("chat", "ready")
+    assert home.service("chat")["pid"] == before
+    assert asked("chat") == 1
 
 
 def test_memory_of_what_the_profile_no_longer_has_is_waited_for(
