@@ -267,6 +267,23 @@ def test_without_a_card_everything_is_on_the_cpu_and_that_is_said_once(
     ]
 
 
+def test_a_card_that_comes_after_the_services_is_used(home: Home, cards: StubCards) -> None:
+    """Given a driver that is loaded while the machine starts, later than the daemon."""
+    profile(home, {"chat": {}, "code": {"gpu_layers": 5}})
+    cards.unload()
+    home.start()
+    before = [home.service(name) for name in ("chat", "code")]
+    set_free(cards, 5900)
+    os.kill(before[0]["pid"], signal.SIGKILL)  # the card is looked for now, not in a minute
+    for each in before:
+        home.wait_replaced(each)
+
+    assert (layers(home, "chat"), layers(home, "code")) == (LAYERS + 1, 5)
+    wait_until(lambda: home.service("code")["measured_bytes"] == 500 * MIB, "it is on the card")
+    told = [each["why"] for each in home.events() if each["event"] == "card"]
+    assert told[1:] == ["there now; restarting code"]
+
+
 def test_nvml_that_fails_in_the_middle_stops_nobody_from_being_started(
     home: Home, cards: StubCards
 ) -> None:
