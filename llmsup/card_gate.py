@@ -370,7 +370,8 @@ class CardGate:
         names = [
             name
             for name, generation in self._cardless.items()
-            if services[name].generation == generation and services[name].state in ALIVE
+            if (services[name].generation, services[name].want) == (generation, Want.UP)
+            and services[name].state in ALIVE
         ]
         self._cardless.clear()
         if names:

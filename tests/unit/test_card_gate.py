@@ -662,13 +662,13 @@ def test_a_bound_comes_back_with_the_process_that_lives_within_it() -> None:
 
 
 def test_what_was_placed_without_a_card_is_renewed_once_when_there_is_one() -> None:
-    """Given a driver that is loaded after the daemon began, and one that has stopped by then."""
+    """Given a driver that is loaded after the daemon began, and one that is being stopped then."""
 
     async def test(stack: Stack) -> None:
         there, stack.reading = stack.reading, NO_DRIVER
         await placed(stack.start("chat"))
         await placed(stack.start("code"))
-        stack.end("code")
+        stack.change("code", want=Want.DOWN, state=State.STOPPING)
         await stack.gate.read()
         assert stack.renewed == []
 
