@@ -150,6 +150,11 @@ class CardGate:
         if placement is not None:
             self._last_placed[service] = Placed(placement, generation)
 
+    def forget(self, service: str) -> None:
+        """What is known of its loads was of another model."""
+        self._placing.forget(service)
+        self._refused.pop(service, None)
+
     def note_change(self, _before: Service, after: Service) -> None:
         """A service is another one now; to be told of every change."""
         lease = self._leases.of(after.name)

@@ -2,8 +2,10 @@
 
     card_server.py --port 8001 --gpu-layers 20 [--device none] …
 
-Read from its environment: TAKES_MIB (default 500), RUNS_OUT_ABOVE (layers with which it finds no
-memory), MISSES_MIB (what it then says it could not get), LOADS_S (so long it loads).
+The name of its model tells what is wrong with it: "dies" (once it is loaded), "other" (it says
+that it serves another file), "broken" (it answers 500). Read from its environment: TAKES_MIB
+(default 500), RUNS_OUT_ABOVE (layers with which it finds no memory), MISSES_MIB (what it then says
+it could not get), LOADS_S (so long it loads).
 """
 
 import fcntl
@@ -49,8 +51,14 @@ def main() -> None:
         if layers > int(os.environ.get("RUNS_OUT_ABOVE", "1000")):
             run_out(int(os.environ.get("MISSES_MIB", "100")))
         take(int(float(os.environ.get("TAKES_MIB", "500")) * MIB))
+    model = argument("--model")
+    if "dies" in model:
+        sys.exit(1)
+    faults = ["--status", "500"] if "broken" in model else []
+    says = "/somewhere/else.gguf" if "other" in model else model
     stub = (sys.executable, str(UPSTREAM), "--port", argument("--port"))
-    os.execv(sys.executable, (*stub, "--name", argument("--alias", "stub")))
+    name = argument("--alias", "stub")
+    os.execv(sys.executable, (*stub, "--name", name, "--model", says, *faults))
 
 
 if __name__ == "__main__":
