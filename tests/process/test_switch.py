@@ -51,12 +51,13 @@ def another(home: Home, name: str, layers: int = 20) -> Path:
     return write_sparse(home.root / f"{name}.gguf", metadata, tensors)
 
 
-def stack(home: Home, *, mode: str = "dual", **keys: Any) -> None:
+def stack(home: Home, *, mode: str = "dual", drain_timeout: str = "1s", **keys: Any) -> None:
     """chat and code, which stand in for each other, with one model."""
     services = {"chat": {"priority": 10, **keys}, "code": dict(keys)}
     gateway = f'[gateway]\nlisten = "127.0.0.1:{home.gateway_port}"\n'
     profile(home, services, f'mode = "{mode}"\n{gateway}')
-    home.write(home.profile.read_text() + CHAT + CODE)
+    text = home.profile.read_text().replace('"1s"', f'"{drain_timeout}"')
+    home.write(text + CHAT + CODE)
     home.start()
 
 
@@ -172,10 +173,7 @@ def test_the_choice_outlives_the_daemon_a_reload_and_the_stack(
     pid = home.service("chat")["pid"]
     assert home.cli("restart", "--daemon").returncode == 0
     assert home.cli("reload").returncode == 0
-    daemon = home.daemon_pid()
-    assert daemon is not None
-    os.kill(daemon, signal.SIGKILL)
-    wait_until(lambda: not is_alive(daemon), "its end")
+    kill_daemon(home)
     home.start()
     assert home.wait_state("chat", "ready")["pid"] == pid, "nobody touched it"
     assert home.service("chat")["model"] == "b.gguf"
@@ -279,15 +277,22 @@ def test_a_stop_has_the_last_word(home: Home, cards: StubCards) -> None:
     thread = threading.Thread(target=lambda: results.append(switch(home, model=model)))
     thread.start()
     wait_until(lambda: home.service("chat")["state"] == "starting", "the switch")
-    assert home.cli("stop", "chat").returncode == 0
+    Client(home.paths).stop(["chat"])
     thread.join()
     assert results[0]["message"] == "chat was stopped while it was switched to b.gguf"
-    assert home.service("chat")["state"] == "stopped"
+    home.wait_state("chat", "stopped")
     Client(home.paths).start(["chat"])
     expect_whole(home, "model.gguf")
 
 
 # --- kill -9 in the middle
+
+
+def kill_daemon(home: Home) -> None:
+    daemon = home.daemon_pid()
+    assert daemon is not None
+    os.kill(daemon, signal.SIGKILL)
+    wait_until(lambda: not is_alive(daemon), "its end")
 
 
 def begin(home: Home, model: Path) -> subprocess.Popen[str]:
@@ -307,6 +312,7 @@ def test_a_daemon_that_is_killed_leaves_what_ran_before(
 ) -> None:
     stack(home, env={"LOADS_S": "0.7"}, drain_timeout="20s")
     model = another(home, "b")
+    broken: list[str] = []
     if phase == "draining":
         slow = threading.Thread(target=lambda: ask_slowly(home))
         slow.start()
@@ -316,14 +322,11 @@ def test_a_daemon_that_is_killed_leaves_what_ran_before(
         home.wait_state("chat", "draining")
     else:
         asking = begin(home, model)
-    broken: list[str] = []
-    daemon = home.daemon_pid()
-    assert daemon is not None
-    os.kill(daemon, signal.SIGKILL)
-    wait_until(lambda: not is_alive(daemon), "its end")
+    kill_daemon(home)
     if phase == "draining":
         switching.join()
         slow.join()
+        assert "the daemon" in broken[0]
     else:
         said = asking.communicate(timeout=20)[1]
         assert asking.returncode == 4, said
@@ -401,6 +404,10 @@ def test_single_mode_switches_to_the_other_service(home: Home, cards: StubCards)
     assert home.service("chat")["state"] == "stopped"
     assert switch(home, "chat")["success"]
     assert serves(home) == {"chat": "model.gguf", "code": None}
+    kill_daemon(home)
+    home.start()
+    home.wait_state("chat", "ready")
+    assert home.service("code")["state"] == "stopped", "it was stopped for chat, by nobody's word"
 
 
 def test_single_mode_goes_back_where_the_other_does_not_come_up(
@@ -423,12 +430,9 @@ def test_single_mode_with_a_daemon_killed_in_the_middle(home: Home, cards: StubC
     said: list[str] = []
     thread.start()
     wait_until(lambda: home.service("code")["pid"] is not None, "code loads")
-    daemon = home.daemon_pid()
-    assert daemon is not None
-    os.kill(daemon, signal.SIGKILL)
+    kill_daemon(home)
     thread.join()
     assert "daemon" in said[0]
-    wait_until(lambda: not is_alive(daemon), "its end")
     home.start()
     home.wait_state("chat", "ready")
     wait_until(lambda: serves(home) == {"chat": "model.gguf", "code": None}, "chat alone")
