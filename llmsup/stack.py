@@ -10,8 +10,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from msgspec import structs
-
 from llmsup import __version__
 from llmsup.adoption import Remembering, Takeover, take_over
 from llmsup.attendance import Unit
@@ -231,14 +229,11 @@ class Stack:
 
         Returns the services that are restarted for it: no request is to be answered by them.
         """
-        touched = self._chosen.unfinished
+        touched = self._chosen.choice.unfinished
         if not touched:
             return frozenset()
-        self._take(
-            replace(self._loaded, choice=structs.replace(self._loaded.choice, unfinished=()))
-        )
         with self._troubles.watched("the end of a switch is not remembered"):
-            self._chosen.keep(self._loaded.choice)
+            self._chosen.end()
         words = f"undoes an unfinished switch of {_listed(touched)}"
         log.info(words)
         self._journal.write("daemon", why=words)
@@ -360,6 +355,7 @@ class Stack:
             target,
             model,
             self._loaded,
+            choice=self._chosen.choice,
             services=services,
             environ=self._environ,
             home=self._paths,

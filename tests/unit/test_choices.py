@@ -48,7 +48,6 @@ def test_a_choice_is_above_the_environment_and_below_a_flag(tmp_path: Path) -> N
     assert models(loaded(tmp_path, choice)) == ["b.gguf", "a.gguf", "-"]
     flagged = loaded(tmp_path, choice, "service.chat.model=a.gguf")
     assert models(flagged) == ["a.gguf", "a.gguf", "-"]
-    assert flagged.choice == NOTHING, "nothing of it is in force"
 
 
 def test_what_has_no_place_in_the_profile_any_more_is_passed_over(tmp_path: Path) -> None:
@@ -56,7 +55,7 @@ def test_what_has_no_place_in_the_profile_any_more_is_passed_over(tmp_path: Path
     choice = Choice(active="gone", models={"gone": model, "rag": model, "code": model})
     found = loaded(tmp_path, choice, mode="single")
     assert models(found) == ["c.gguf", "b.gguf", "-"]
-    assert found.choice == Choice(models={"code": model})
+    assert found.profile.active is None
 
 
 @pytest.mark.parametrize(("mode", "active"), [("single", "code"), ("dual", None)])
@@ -77,18 +76,21 @@ def test_what_is_kept_is_found_by_the_next_one(tmp_path: Path) -> None:
     model.write_bytes(b"GGUF")
     file = tmp_path / "choices.json"
     kept = Chosen(file, "/p.toml")
-    kept.keep(Choice(models={"chat": str(model)}, unfinished=("chat",)))
+    kept.end(Choice(models={"chat": str(model)}))
+    kept.begin(("chat",))
     kept.note_load(model, 2.5)
-    Chosen(file, "/other.toml").keep(Choice(active="x"))
+    Chosen(file, "/other.toml").end(Choice(active="x"))
 
     again = Chosen(file, "/p.toml")
-    assert again.unfinished == ("chat",)
+    assert again.choice == Choice(models={"chat": str(model)}, unfinished=("chat",))
     assert again.last_load_s(model) == 2.5
     assert again.last_load_s(tmp_path) is None
     assert choices.load(file).of("/other.toml") == Choice(active="x")
     model.unlink()
-    assert choices.load(file).of("/p.toml").models == {}, "its file has gone"
-    again.keep(NOTHING)
+    assert choices.load(file).usable["/p.toml"].models == {}, "its file has gone"
+    again.end()
+    assert choices.load(file).of("/p.toml").models == {"chat": str(model)}, "it may come back"
+    again.end(NOTHING)
     assert choices.load(file).profiles.keys() == {"/other.toml"}
 
 
