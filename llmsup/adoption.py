@@ -80,6 +80,10 @@ class Remembering:
         self._timer: asyncio.TimerHandle | None = None
         self._is_ending = False
 
+    def want(self, names: Collection[str]) -> None:
+        """These are what the profile wants from now on."""
+        self._wanted = frozenset(names)
+
     def soon(self) -> None:
         """Save shortly: never between a death and the next spawn."""
         if self._timer is None and not self._is_ending:

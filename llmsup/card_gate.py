@@ -172,6 +172,12 @@ class CardGate:
             if not grant.device:
                 self._cardless[service] = generation
 
+    def forget(self, service: str) -> None:
+        """What is known of its loads was of another model."""
+        self._placing.forget(service)
+        self._refused.pop(service, None)
+        self._bounds.pop(service, None)
+
     def note_change(self, _before: Service, after: Service) -> None:
         """A service is another one now; to be told of every change."""
         if after.want is Want.DOWN:

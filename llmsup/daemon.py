@@ -22,7 +22,7 @@ from llmsup.control.api import app
 from llmsup.control.command import daemon_argv, log_level
 from llmsup.control.server import serve
 from llmsup.errors import ConfigError, LlmsupError
-from llmsup.host import leftovers, shortage
+from llmsup.host import choices, leftovers, shortage
 from llmsup.host.daemon_log import LogToStderr, write_beside_stderr
 from llmsup.host.lock import Lock
 from llmsup.host.notify import Notifier, watchdog_period_s
@@ -83,7 +83,13 @@ def _load(profile: str, overrides: Sequence[str], home: Paths, patience_s: float
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            return load(profile, environ=os.environ, overrides=overrides, config_dir=home.config)
+            return load(
+                profile,
+                environ=os.environ,
+                overrides=overrides,
+                config_dir=home.config,
+                choices=choices.load(home.choices).usable,
+            )
         except ConfigError:
             if time.monotonic() >= deadline:
                 raise

@@ -83,6 +83,10 @@ class Inquest:
         self._life = _Life()
         self._counted: tuple[Death, float] | None = None
 
+    def take(self, unit: Unit) -> None:
+        """The next process is one of another `unit` of the same service."""
+        self._unit = unit
+
     def note_launch(self, launch: Launch | None) -> None:
         """A generation begins. None: its launch is not known, or cannot be made up."""
         size = logfile.size_bytes(self._unit.log)

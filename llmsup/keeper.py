@@ -77,6 +77,7 @@ class Keeper:
         card: CardUse,
     ) -> None:
         self.unit = unit
+        self.model = unit.model  # of the process, as far as that is known
         self.port = unit.port  # that of the process; an adopted one may have been given another
         self.service = _restored(unit, remembered)
         self._remembered = remembered
@@ -166,6 +167,11 @@ class Keeper:
         self._inquest.note_process(process.pid, offset)
         self._attend_to(process, generation, launch, offset)
         return before
+
+    def take(self, unit: Unit) -> None:
+        """Start the next process as another `unit` of the same service says."""
+        self.unit = unit
+        self._inquest.take(unit)
 
     def try_again(self) -> None:
         """Do not wait any longer before the next try."""
@@ -300,7 +306,7 @@ class Keeper:
         mark = self.unit.generation_mark(generation)
         process = Process.spawn(launch, log=self.unit.log, mark=mark)
         self._inquest.note_process(process.pid, offset)
-        self.port, self.log_start = self.unit.port, offset
+        self.port, self.model, self.log_start = self.unit.port, self.unit.model, offset
         self.post(events.Spawned(generation, process.pid))
         self._attend_to(process, generation, launch, offset)
 

@@ -180,6 +180,10 @@ class Placing:
         if service in self._shrunk:
             self._shrunk[service] = shrinking.loaded(self._shrunk[service])
 
+    def forget(self, service: str) -> None:
+        """What it ran out of memory with says nothing any more: it has another model."""
+        self._shrunk.pop(service, None)
+
     def note_out_of_memory(
         self, lease: Lease, placement: Placement, short_bytes: int | None
     ) -> tuple[str, bool]:

@@ -7,7 +7,7 @@ from llmsup.config.load import Loaded, load
 from llmsup.config.paths import Paths
 from llmsup.config.schema import Profile, Qdrant
 from llmsup.errors import ConfigError, Problem
-from llmsup.host import ports
+from llmsup.host import choices, ports
 from llmsup.host.leftovers import home_mark
 from llmsup.host.process import marked
 
@@ -19,7 +19,13 @@ def load_startable(
 
     What a daemon of this home has started may hold ports: it is adopted, or ended.
     """
-    loaded = load(source, environ=environ, overrides=overrides, config_dir=home.config)
+    loaded = load(
+        source,
+        environ=environ,
+        overrides=overrides,
+        config_dir=home.config,
+        choices=choices.peek(home.choices).usable,
+    )
     holders = [
         (owner, key) for key, port in _ports(loaded.profile).items() for owner in ports.owners(port)
     ]

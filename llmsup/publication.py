@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from llmsup.control.wire import RouteInfo, UpstreamsInfo
 from llmsup.core.routing import Endpoint, Member, Route, UpstreamList
-from llmsup.core.service import State, Want
+from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.gateway import Gateway
 from llmsup.host.journal import Journal
 from llmsup.keeper import Keeper
@@ -28,19 +28,21 @@ class Publication:
         self._routes = routes
         self._keepers = keepers
         self._journal = journal
+        self.withheld: dict[str, range] = {}
+        """Generations of services that get no requests, ready or not."""
 
     def bring_up_to_date(self) -> None:
         """Have the gateway write what differs from what it wrote before."""
         services = {name: keeper for name, keeper in self._keepers.items() if name != GATEWAY}
         members = {
-            name: Member(Endpoint("127.0.0.1", keeper.port), keeper.service.state)
+            name: Member(Endpoint("127.0.0.1", keeper.port), self._state(keeper.service))
             for name, keeper in services.items()
             if keeper.port is not None
         }
         not_ready = tuple(
             name
             for name, keeper in services.items()
-            if keeper.service.want is Want.UP and keeper.service.state is not State.READY
+            if keeper.service.want is Want.UP and self._state(keeper.service) is not State.READY
         )
         for route in self._gateway.publish(members, not_ready):
             upstreams = self._published(route)
@@ -79,6 +81,11 @@ class Publication:
                 }
             )
         return rows
+
+    def _state(self, service: Service) -> State:
+        """As routing is to see it."""
+        is_withheld = service.generation in self.withheld.get(service.name, ())
+        return State.STARTING if is_withheld and service.state in ALIVE else service.state
 
     def _published(self, route: str) -> list[str]:
         """The services that get new requests of the route."""

@@ -83,6 +83,10 @@ class Sizing:
         self._engines = engines
         self._facts: dict[str, _Facts] = {}
 
+    def take(self, profile: Profile) -> None:
+        """From now on the services are those of `profile`."""
+        self._profile = profile
+
     def models(self, services: Iterable[str]) -> tuple[str, ...]:
         """Those of `services` that have a model of their own."""
         of = self._profile.service

@@ -21,9 +21,12 @@ def service_info(
     now: float,
     *,
     lease: Lease | None,
+    model: str | None,
     trouble: str = "",
 ) -> ServiceInfo:
     """One service at monotonic time `now`; `trouble` is said where it has no reason of its own.
+
+    `model` is that of its process, if it has one.
 
     With a `lease` its layers are those that it was given, without one what its profile says.
     """
@@ -37,7 +40,7 @@ def service_info(
         "pid": _pid(service.pid, unit) if is_alive and service.pid else None,
         "generation": service.generation,
         "port": port,
-        "model": unit.model,
+        "model": model if is_alive and service.pid else unit.model,
         "gpu_layers": placement.options.gpu_layers if placement else unit.gpu_layers,
         "layers": placement.layers if placement else None,
         "planned_bytes": lease.planned_bytes if lease and placement else None,

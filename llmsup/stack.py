@@ -5,21 +5,42 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 from llmsup import __version__
 from llmsup.adoption import Remembering, Takeover, take_over
+from llmsup.attendance import Unit
 from llmsup.bookkeeping import Books
 from llmsup.card_gate import CardGate
 from llmsup.card_news import CardNews
 from llmsup.card_watch import CardWatch
+from llmsup.choosing import Change, Chosen, propose
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
 from llmsup.config.paths import Paths
-from llmsup.control.wire import Answer, Status, UpstreamsInfo
+from llmsup.config.schema import LlamaServer
+from llmsup.control.wire import (
+    Answer,
+    ModelInfo,
+    Status,
+    SwitchProgress,
+    SwitchResult,
+    UpstreamsInfo,
+)
 from llmsup.core import card, offload
+from llmsup.core.device import Device
 from llmsup.core.grant import may_use_card
 from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
@@ -31,6 +52,7 @@ from llmsup.host import memory
 from llmsup.host.clocks import read_clocks
 from llmsup.host.journal import Journal
 from llmsup.host.leftovers import home_mark
+from llmsup.host.model_server import served_model
 from llmsup.host.nvml import Nvml
 from llmsup.host.probe import says_close
 from llmsup.host.process import Found, Process, find
@@ -48,8 +70,9 @@ from llmsup.snapshot import gpu_info, plan_info, service_info
 from llmsup.strays import LOOK_PERIOD_S, Strays
 from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
+from llmsup.switching import Switching
 from llmsup.troubles import Troubles
-from llmsup.units import GATEWAY, build, wanted
+from llmsup.units import GATEWAY, build, rebuilt, wanted
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +170,7 @@ class Stack:
             routes=routes,
             services=lambda: self._supervisor.services,
             in_flight=self.gateway.in_flight,
-            is_busy=lambda: bool(self._ending or self._unsettled or self._rolls.pending),
+            is_busy=self._is_changing,
             restart=lambda name: self._rolls.restart([name]),
             journal=self._journal,
             troubles=troubles,
@@ -161,7 +184,20 @@ class Stack:
             troubles,
             measured_bytes=self._measured_bytes,
         )
+        self._chosen = Chosen(paths.choices, str(loaded.path))
+        self._switching = Switching(
+            self._supervisor,
+            self._gate,
+            self._chosen,
+            self._journal,
+            take=self._take,
+            rebuild=self._rebuilt,
+            require_room=self._require_room,
+            withheld=self._publication.withheld,
+            publish=self._publish,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
+        self._switch: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self.on_change: Callable[[], None] = lambda: None  # told of whatever `status` shows
         self.stopped = asyncio.Event()
@@ -194,7 +230,7 @@ class Stack:
         self.gateway.prepare(takes_over=any(each.service == GATEWAY for each in found))
         self._unsettled = {each.service for each in found}
         taken = take_over(found, self._supervisor.keepers, up)
-        self._rolls.outdated = taken.outdated
+        self._rolls.outdated = taken.outdated - self._undo_switch(taken)
         # A new Envoy has no lists to be kept: whoever is ready helps.
         self._unsettled &= taken.adopted if GATEWAY in taken.adopted else frozenset()
         if taken.adopted:
@@ -217,6 +253,24 @@ class Stack:
         self._keep(keep_rotated(self._logs(), self._troubles))
         self._keep(keep_watch(self._paths.logs, self._troubles))
         self._keep(self._troubles.keep_trying())
+
+    def _undo_switch(self, taken: Takeover) -> frozenset[str]:
+        """End what a switch left behind that an earlier daemon did not finish.
+
+        Returns the services that are restarted for it: no request is to be answered by them.
+        """
+        touched = self._chosen.choice.unfinished
+        if not touched:
+            return frozenset()
+        with self._troubles.watched("the end of a switch is not remembered"):
+            self._chosen.end()
+        words = f"undoes an unfinished switch of {_listed(touched)}"
+        log.info(words)
+        self._journal.write("daemon", why=words)
+        stale = taken.outdated.intersection(touched)
+        for name in stale:
+            self._supervisor.restart(name, drain=False)
+        return stale
 
     # --- what the control API asks
 
@@ -247,6 +301,7 @@ class Stack:
                     keeper.port,
                     time.monotonic(),
                     lease=self._gate.lease(name),
+                    model=keeper.model,
                     trouble=self._trouble() if name == GATEWAY else self._rebalancing.why(name),
                 )
                 for name, keeper in self._supervisor.keepers.items()
@@ -289,6 +344,57 @@ class Stack:
         self._rolls.restart(chosen, drain=not now)
         return Answer(changed=list(chosen), message=f"restarting {_listed(chosen)}")
 
+    async def models(self) -> list[ModelInfo]:
+        """What each model server says it serves; those that are ready are asked, all at once."""
+        profile, keepers = self._loaded.profile, self._supervisor.keepers
+        first = {route.services[0]: name for name, route in reversed(profile.route.items())}
+        specs = {
+            name: spec for name, spec in profile.service.items() if isinstance(spec, LlamaServer)
+        }
+
+        async def served(name: str) -> str:
+            port = keepers[name].port
+            is_ready = keepers[name].service.state is State.READY
+            return await served_model(port) if is_ready and port is not None else ""
+
+        found = await asyncio.gather(*map(served, specs))
+        return [
+            {
+                "service": name,
+                "route": first.get(name),
+                "model": Path(model).name or None,
+                "expected_model": Path(spec.model).name,
+                "state": keepers[name].service.state.value,
+            }
+            for (name, spec), model in zip(specs.items(), found, strict=True)
+        ]
+
+    async def switch(
+        self, target: str, model: str | None
+    ) -> AsyncIterator[SwitchProgress | SwitchResult]:
+        """Have a service serve another model file, or that of the profile; see `Switching`.
+
+        Raises UsageError and ConfigError for what cannot be meant, LlmsupError while a switch goes
+        on; then nothing changes.
+        """
+        self._refuse_while_ending()
+        self._switching.require_idle()
+        services = self._supervisor.services
+        change = await asyncio.to_thread(
+            propose,
+            target,
+            model,
+            self._loaded,
+            choice=self._chosen.choice,
+            services=services,
+            environ=self._environ,
+            home=self._paths,
+        )
+        self._refuse_while_ending()
+        switch = self._switching.begin(change)
+        self._switch = self._keep(self._switching.run(switch))
+        return self._switching.follow(switch)
+
     def shut_down(self, *, now: bool) -> Answer:
         """Stop everything, the gateway first; `stopped` is set at the end. Returns at once."""
         if self.handed_over.is_set():
@@ -297,6 +403,8 @@ class Stack:
             return Answer(changed=[], message="stopping")
         if self._ending is None:
             self._rolls.cancel()
+            if self._switch is not None:
+                self._switch.cancel()
             self._remembering.forget()
             self._ending = asyncio.get_running_loop().create_task(self._end(drain=not now))
         elif now:
@@ -309,6 +417,7 @@ class Stack:
         Raises ConfigError with everything that is wrong with it; then nothing changes.
         """
         self._refuse_while_ending()
+        self._switching.require_idle()
         await asyncio.to_thread(
             load_startable,
             str(self._loaded.path),
@@ -323,6 +432,7 @@ class Stack:
         if self.handed_over.is_set():
             return Answer(changed=[], message="handing over")
         self._refuse_while_ending()
+        self._switching.require_idle()
         self._rolls.cancel()
         for task in self._tasks:
             task.cancel()
@@ -337,6 +447,36 @@ class Stack:
         return Answer(changed=[], message="handing over")
 
     # --- inside
+
+    def _is_changing(self) -> bool:
+        """Whether services are restarted, or are not known to be ready yet."""
+        is_switching = self._switching.current is not None
+        return bool(self._ending or self._unsettled or self._rolls.pending or is_switching)
+
+    def _take(self, loaded: Loaded) -> None:
+        """This profile is in force: what is planned, wanted and remembered follows it."""
+        self._loaded = loaded
+        self._wanted = wanted(loaded.profile)
+        self._remembering.want(self._wanted)
+        self._sizing.take(loaded.profile)
+
+    def _rebuilt(self, name: str, loaded: Loaded) -> Unit:
+        unit, spec = self._supervisor.keepers[name].unit, loaded.profile.service[name]
+        return rebuilt(unit, spec, self._paths, self._environ)
+
+    async def _require_room(self, change: Change) -> None:
+        """Raise NoRoomError where the target has no room even with what gives way gone."""
+        reading = await self._gate.read()
+        if isinstance(reading, Device):
+            leases = filter(None, map(self._gate.lease, change.generations))
+            coming_bytes = sum(each.bytes for each in leases)
+            free_bytes = min(reading.total_bytes, reading.free_bytes + coming_bytes)
+            reading = replace(reading, free_bytes=free_bytes)
+        sizing = Sizing(
+            change.new.profile, self._environ, lambda: self._books.ledger, self._paths.engines
+        )
+        placing = Placing(sizing, offload.plan)
+        await asyncio.to_thread(placing.place, change.target, (), reading)
 
     def _trouble(self) -> str:
         return self.gateway.last_error or self._succession.trouble
@@ -437,6 +577,7 @@ class Stack:
 
     def _note_change(self, before: Service, after: Service) -> None:
         self._gate.note_change(before, after)
+        self._switching.note_change()
         self._remembering.soon()
         self.on_change()
         if after.state is not State.STARTING and after.name in self._unsettled:

@@ -63,6 +63,11 @@ def build(
     return tuple(units)
 
 
+def rebuilt(unit: Unit, service: Service, paths: Paths, environ: Mapping[str, str]) -> Unit:
+    """`unit` as it is for a changed service of the same name, on the same port."""
+    return _unit(unit.name, service, unit.port, paths, environ, is_gpu_busy=unit.is_gpu_busy)
+
+
 def _is_ours(port: int, mark: str) -> bool:
     """Whether nobody but processes of this home listens on the port."""
     holders = ports.owners(port)

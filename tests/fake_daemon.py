@@ -4,13 +4,21 @@ import asyncio
 import contextlib
 import fcntl
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 from llmsup.config.paths import Paths
 from llmsup.control.api import app
 from llmsup.control.server import serve
-from llmsup.control.wire import Answer, ServiceInfo, Status, UpstreamsInfo
+from llmsup.control.wire import (
+    Answer,
+    ModelInfo,
+    ServiceInfo,
+    Status,
+    SwitchProgress,
+    SwitchResult,
+    UpstreamsInfo,
+)
 from llmsup.errors import LlmsupError, UsageError
 
 
@@ -73,6 +81,7 @@ class FakeStack:
         self.ends_when_asked = True
         self.asked: list[tuple[str, tuple[str, ...], bool]] = []
         self.is_broken = False
+        self.switching: list[SwitchProgress | SwitchResult] = []
         self.shut = threading.Event()
 
     def status(self) -> Status:
@@ -95,6 +104,20 @@ class FakeStack:
         if self.is_broken:
             raise LlmsupError("not now", hint="later")
         return self._note("restart", services, now=now)
+
+    async def models(self) -> list[ModelInfo]:
+        return []
+
+    async def switch(
+        self, target: str, model: str | None
+    ) -> AsyncIterator[SwitchProgress | SwitchResult]:
+        self._note("switch", (target,), now=False)
+
+        async def lines() -> AsyncIterator[SwitchProgress | SwitchResult]:
+            for line in self.switching:
+                yield line
+
+        return lines()
 
     async def reload(self) -> Answer:
         return self._note("reload", (), now=False)

@@ -151,6 +151,28 @@ def restart(
 
 
 @app.command()
+def switch(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="A service with a model. In single mode it becomes the active one.",
+            autocompletion=complete.services,
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="FILE", help="A GGUF file. Default: the profile's."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Have a service serve another model; what served before comes back where that fails."""
+    from llmsup.cli import switch as verb
+
+    verb.switch(target, model, as_json=as_json)
+
+
+@app.command()
 def reload() -> None:
     """Bring about what the profile says now; touch only the services that it changes."""
     from llmsup.cli import reload as verb

@@ -16,7 +16,7 @@ from llmsup.control.wire import Status
 from llmsup.core.device import Device, Reading
 from llmsup.core.plan import Placement, Plan
 from llmsup.errors import ConfigError, LlmsupError, ModelFileError, UsageError
-from llmsup.host import gguf, ledger
+from llmsup.host import choices, gguf, ledger
 from llmsup.host.nvml import Nvml
 from llmsup.sizing import Sizing
 from llmsup.units import wanted
@@ -156,6 +156,7 @@ def _looked(
         environ=os.environ,
         overrides=overrides,
         config_dir=home.config,
+        choices=choices.peek(home.choices).usable,
     )
 
 

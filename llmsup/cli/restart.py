@@ -11,6 +11,7 @@ from llmsup.config.paths import paths
 from llmsup.control.client import Client
 from llmsup.control.wire import Status
 from llmsup.errors import LlmsupError
+from llmsup.host import choices
 
 
 def restart_daemon() -> None:
@@ -24,6 +25,7 @@ def restart_daemon() -> None:
         environ=os.environ,
         overrides=daemon["overrides"],
         config_dir=home.config,
+        choices=choices.peek(home.choices).usable,
     )
     asked_at = time.monotonic()
     client.hand_over()

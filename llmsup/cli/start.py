@@ -44,9 +44,9 @@ def start(
             break
         # Another start was quicker: what it brought up may be what is asked for here.
     # A daemon that takes over leaves stopped what was stopped; who asks for a start wants it all.
-    stopped = [info["service"] for info in status["services"] if _was_stopped(info)]
-    if stopped:
-        Client(home).start(stopped)
+    # In single mode what is stopped may be what the profile does not start: the daemon knows.
+    if any(_was_stopped(info) for info in status["services"]):
+        Client(home).start()
         status = Client(home).status()
     if wait:
         _wait_up(home, _wanted(status), timeout_s, began)

@@ -1,15 +1,17 @@
 """A profile on disk to a Profile, or a ConfigError with everything that is wrong with it.
 
-Precedence: flag (`--set`) > environment > env file > profile > default. The environment and the
-env file speak only through `${VAR}`.
+Precedence: flag (`--set`) > choice (`llmsup switch`) > environment > env file > profile > default.
+The environment and the env file speak only through `${VAR}`.
 """
 
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from llmsup.config.choice import NOTHING, Choice, apply_choice
 from llmsup.config.decode import decode
 from llmsup.config.env_file import variables
 from llmsup.config.files import read_text
@@ -24,6 +26,8 @@ from llmsup.config.rules import findings
 from llmsup.config.schema import Profile
 from llmsup.config.wording import Key, dotted, named, one_line, quoted
 from llmsup.errors import ConfigError, Problem
+
+NO_CHOICES: Mapping[str, Choice] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,17 @@ def load(
     environ: Mapping[str, str],
     overrides: Sequence[str] = (),
     config_dir: Path,
+    choices: Mapping[str, Choice] = NO_CHOICES,
 ) -> Loaded:
     """The profile `source`, a name or a path, with everything filled in and looked up.
 
+    `choices` are by the file of their profile.
+
     Raises ConfigError with all problems.
     """
-    loaded, missing = look(source, environ=environ, overrides=overrides, config_dir=config_dir)
+    loaded, missing = look(
+        source, environ=environ, overrides=overrides, config_dir=config_dir, choices=choices
+    )
     if missing is not None:
         raise missing
     return loaded
@@ -60,6 +69,7 @@ def look(
     environ: Mapping[str, str],
     overrides: Sequence[str] = (),
     config_dir: Path,
+    choices: Mapping[str, Choice] = NO_CHOICES,
 ) -> tuple[Loaded, ConfigError | None]:
     """As `load`, but where nothing is wrong except with model files, that is returned as well.
 
@@ -68,7 +78,7 @@ def look(
     path = find(source, config_dir)
     problems = Problems(path)
     raw = _table(path)
-    _override(raw, overrides, problems)
+    flags = _override(raw, overrides, problems)
     values = variables(raw.get("env_file"), path, environ, config_dir, problems)
     try:
         raw = interpolate(raw, values, (), problems.report)
@@ -76,6 +86,7 @@ def look(
         raise ConfigError(
             [Problem(one_line(str(path)), "", "tables are nested too deeply")]
         ) from None
+    apply_choice(raw, choices.get(str(path), NOTHING), flags)
     profile: Profile = decode(raw, Profile, (), problems.report)
     services = raw.get("service")
     declared = frozenset(services if isinstance(services, dict) else ())
@@ -104,7 +115,9 @@ def _table(path: Path) -> dict[str, Any]:
     raise ConfigError([Problem(one_line(str(path)), "", message)]) from None
 
 
-def _override(raw: dict[str, Any], overrides: Sequence[str], problems: Problems) -> None:
+def _override(raw: dict[str, Any], overrides: Sequence[str], problems: Problems) -> Sequence[Key]:
+    """Put the flags into the tables; returns where."""
+    keys: list[Key] = []
     for text in overrides:
         try:
             key, value = parse_override(text)
@@ -113,6 +126,8 @@ def _override(raw: dict[str, Any], overrides: Sequence[str], problems: Problems)
             problems.add(f"{SET} {quoted(text)}", (), str(error))
         else:
             problems.note_flag(key)
+            keys.append(key)
+    return keys
 
 
 def _api_keys(profile: Profile, problems: Problems) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """`--set KEY=VALUE`: the flags' level of the profile."""
 
 import tomllib
+from collections.abc import Iterable
 from typing import Any
 
 from llmsup.config.interpolated import Interpolated
@@ -17,6 +18,11 @@ def parse_override(text: str) -> tuple[Key, object]:
     if not equals:
         raise ValueError('expected KEY=VALUE, such as "service.chat.ctx_size=8192"')
     return _key(name.strip()), _value(value.strip())
+
+
+def keys_of(overrides: Iterable[str]) -> list[Key]:
+    """Where they put something. Raises ValueError."""
+    return [parse_override(text)[0] for text in overrides]
 
 
 def apply_override(table: dict[str, Any], key: Key, value: object) -> None:

@@ -61,6 +61,11 @@ class Paths:
         return self.state / "memory.json"
 
     @property
+    def choices(self) -> Path:
+        """What `llmsup switch` chose over the profiles."""
+        return self.state / "choices.json"
+
+    @property
     def hold_answer(self) -> Path:
         """Whether the Envoy that was asked last can hold streams."""
         return self.state / "hold.json"

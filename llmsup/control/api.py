@@ -1,22 +1,30 @@
 """The control API: the daemon's verbs as HTTP, for the clients of one Unix socket.
 
-Every endpoint answers at once; what takes time is seen in `GET /status`. An error is
+Every endpoint answers at once; what takes time is seen in `GET /status`. `POST /switch` answers
+line by line until it has ended, and goes on where the client does not wait for that. An error is
 `{"error": {"message", "hint", "exit_code"}}`. Who may connect may do everything: the socket is
 0600. A request with an Origin comes from a browser through some proxy and changes nothing.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from llmsup.control.wire import Answer, Status, UpstreamsInfo
+from llmsup.control.wire import (
+    Answer,
+    ModelInfo,
+    Status,
+    SwitchProgress,
+    SwitchResult,
+    UpstreamsInfo,
+)
 from llmsup.errors import LlmsupError, UsageError
 
 log = logging.getLogger(__name__)
@@ -42,6 +50,14 @@ class Stack(Protocol):
     def restart(self, services: tuple[str, ...], *, now: bool) -> Answer:
         """Want new processes of these; none: all that are wanted. `now` skips the drain."""
 
+    async def models(self) -> list[ModelInfo]:
+        """What each model server says it serves."""
+
+    async def switch(
+        self, target: str, model: str | None
+    ) -> AsyncIterator[SwitchProgress | SwitchResult]:
+        """Have a service serve another model file, or the profile's; raises UsageError."""
+
     async def reload(self) -> Answer:
         """Have a new daemon bring about what the profile says now; raises ConfigError."""
 
@@ -59,6 +75,13 @@ class AskBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     now: bool = False
 
 
+class SwitchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /switch`, as `wire.SwitchAsk`."""
+
+    target: str
+    model: str | None = None
+
+
 class ShutdownBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of `POST /shutdown`."""
 
@@ -69,7 +92,7 @@ class NoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of `POST /reload` and `/handover`: empty."""
 
 
-Body = TypeVar("Body", AskBody, ShutdownBody, NoBody)
+Body = TypeVar("Body", AskBody, SwitchBody, ShutdownBody, NoBody)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -94,6 +117,15 @@ def app(stack: Stack) -> Starlette:
         body = await _body(request, AskBody)
         return _json(stack.restart(body.services, now=body.now))
 
+    async def models(_request: Request) -> Response:
+        return _json(await stack.models())
+
+    async def switch(request: Request) -> Response:
+        body = await _body(request, SwitchBody)
+        lines = await stack.switch(body.target, body.model)
+        encoded = (msgspec.json.encode(line) + b"\n" async for line in lines)
+        return StreamingResponse(encoded, media_type="application/jsonl")
+
     async def reload(request: Request) -> Response:
         await _body(request, NoBody)
         return _json(await stack.reload())
@@ -113,6 +145,8 @@ def app(stack: Stack) -> Starlette:
             Route("/start", _guarded(start), methods=["POST"]),
             Route("/stop", _guarded(stop), methods=["POST"]),
             Route("/restart", _guarded(restart), methods=["POST"]),
+            Route("/models", _guarded(models), methods=["GET"]),
+            Route("/switch", _guarded(switch), methods=["POST"]),
             Route("/reload", _guarded(reload), methods=["POST"]),
             Route("/handover", _guarded(hand_over), methods=["POST"]),
             Route("/shutdown", _guarded(shut_down), methods=["POST"]),

@@ -10,12 +10,21 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from llmsup.config.paths import Paths
-from llmsup.control.wire import Answer, Ask, Status, UpstreamsInfo
+from llmsup.control.wire import (
+    Answer,
+    Ask,
+    ModelInfo,
+    Status,
+    SwitchAsk,
+    SwitchProgress,
+    SwitchResult,
+    UpstreamsInfo,
+)
 from llmsup.errors import LlmsupError, NotRunningError, UnknownStateError, UsageError
 
 TIMEOUT_S = 5.0
@@ -51,6 +60,43 @@ class Client:
             raise self._unintelligible("an answer that is not a list")
         return cast("list[UpstreamsInfo]", answer)
 
+    def models(self) -> list[ModelInfo]:
+        """What each model server says it serves."""
+        answer = self._ask("GET", "/models")
+        if not isinstance(answer, list):
+            raise self._unintelligible("an answer that is not a list")
+        return cast("list[ModelInfo]", answer)
+
+    def switch(
+        self,
+        target: str,
+        model: str | None = None,
+        on_progress: Callable[[SwitchProgress], None] = lambda _: None,
+    ) -> SwitchResult:
+        """Have a service serve a model file (None: the profile's); returns once that has ended.
+
+        A switch that failed is a result. It goes on where this is interrupted.
+        """
+        body: SwitchAsk = {"target": target, "model": model}
+
+        def read(response: http.client.HTTPResponse) -> Any:
+            if response.status >= 400:
+                return json.loads(response.read())
+            line: Any = None
+            while received := response.readline():
+                line = json.loads(received)
+                if isinstance(line, dict) and "phase" in line:
+                    on_progress(cast("SwitchProgress", line))
+            return line
+
+        result = self._ask("POST", "/switch", body, read=read)
+        if not isinstance(result, dict) or "success" not in result:
+            raise UnknownStateError(
+                "the daemon ended before the switch did",
+                hint="llmsup start has what ran before serve again; llmsup status shows it",
+            )
+        return cast("SwitchResult", result)
+
     def start(self, services: Iterable[str] = ()) -> Answer:
         """Want these up; none: those that the profile starts."""
         return self._do("/start", {"services": list(services)})
@@ -82,7 +128,13 @@ class Client:
         return cast("Answer", answer)
 
     def _ask(
-        self, method: str, path: str, body: Ask | None = None, *, is_repeated: bool = False
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        is_repeated: bool = False,
+        read: Callable[[http.client.HTTPResponse], Any] | None = None,
     ) -> Any:
         self._paths.require_short()
         self._paths.require_own()
@@ -103,7 +155,7 @@ class Client:
             content = None if body is None else json.dumps(body)
             connection.request(method, path, content, {"Connection": "close"})
             response = connection.getresponse()
-            answer = json.loads(response.read())
+            answer = read(response) if read else json.loads(response.read())
         except OSError as error:
             if method == "GET" and isinstance(error, ConnectionError) and not is_repeated:
                 # Accepted by a daemon that was just giving way to the next.

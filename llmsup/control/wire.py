@@ -181,6 +181,54 @@ class Answer(TypedDict):
     error: NotRequired[str]
 
 
+class ModelInfo(TypedDict):
+    """A service with a model: the one that its server says it has, and the one it should have.
+
+    `route` is the one whose requests it gets first; null where it is only a fallback. `model` is
+    null while it cannot be asked.
+    """
+
+    service: str
+    route: str | None
+    model: str | None
+    expected_model: str
+    state: str
+
+
+class SwitchAsk(TypedDict):
+    """Body of `POST /switch`: a service, and a model file or null for that of the profile."""
+
+    target: str
+    model: str | None
+
+
+class SwitchProgress(TypedDict):
+    """How far a switch is: a line of the answer to `POST /switch`, while it goes on.
+
+    `read_bytes` of `size_bytes` are what the server has read or mapped of its model at least.
+    """
+
+    phase: str
+    service: str
+    model: str
+    elapsed_s: float
+    read_bytes: int
+    size_bytes: int
+    last_load_s: float | None
+    why: str
+
+
+class SwitchResult(TypedDict):
+    """What came of a switch: the last line. `current_model` is what `service` serves after it."""
+
+    success: bool
+    message: str
+    current_model: str | None
+    service: str | None
+    profile: str
+    switch_time_s: float
+
+
 class EventInfo(TypedDict):
     """One line of the event journal. `time` is Unix seconds; `at_s` is monotonic."""
 

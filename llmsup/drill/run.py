@@ -12,7 +12,7 @@ from llmsup.drill.ground import WHOLE_TIMEOUT_S, Ground, environ, unready
 from llmsup.drill.report import Outcome, Report, judged
 from llmsup.drill.table import Scenario
 from llmsup.errors import LlmsupError
-from llmsup.host import logfile
+from llmsup.host import choices, logfile
 
 EVENTS_MAX = 2000
 
@@ -35,6 +35,7 @@ async def survey(paths: Paths) -> Ground:
         environ=environ(daemon["pid"]),
         overrides=daemon["overrides"],
         config_dir=paths.config,
+        choices=choices.peek(paths.choices).usable,
     )
     routes = sorted(status["routes"], key=lambda route: len(route["published"]) < 2)
     said = "the profile has no route"

@@ -175,6 +175,15 @@ def usage(pid: int) -> Usage:
     )
 
 
+def bytes_taken_in(pid: int) -> int:
+    """How much of its files a process has read or mapped so far, by what it has of them at least.
+
+    0 where it has gone.
+    """
+    rchar = _RCHAR.search(read(pid, "io"))
+    return max(int(rchar[1]) if rchar else 0, resident_bytes(pid))
+
+
 def work_done(pid: int) -> int:
     """A sum of counters that only grow while a process reads or fills memory.
 

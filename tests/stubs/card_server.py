@@ -2,9 +2,11 @@
 
     card_server.py --port 8001 --gpu-layers 20 [--device none] …
 
-Read from its environment: TAKES_MIB (default 500), RUNS_OUT_ABOVE (layers with which it finds no
-memory), MISSES_MIB (what it then says it could not get), LOADS_S (so long it loads), LISTENS_S (so
-long it then listens, and says that it is loading, before it takes its memory).
+The name of its model tells what is wrong with it: "dies" (once it is loaded), "other" (it says
+that it serves another file), "broken" (it answers 500). Read from its environment: TAKES_MIB
+(default 500), RUNS_OUT_ABOVE (layers with which it finds no memory), MISSES_MIB (what it then says
+it could not get), LOADS_S (so long it loads), LISTENS_S (so long it then listens, and says that it
+is loading, before it takes its memory).
 """
 
 import fcntl
@@ -58,9 +60,15 @@ def main() -> None:
             signal.pause()
         elif not listens_s:
             take(size_bytes)
+    model = argument("--model")
+    if "dies" in model:
+        sys.exit(1)
+    faults = ["--status", "500"] if "broken" in model else []
+    says = "/somewhere/else.gguf" if "other" in model else model
     port = ("--port", argument("--port"))
     stub = (sys.executable, str(UPSTREAM), *port, "--load-s", str(listens_s))
-    os.execv(sys.executable, (*stub, "--name", argument("--alias", "stub")))
+    name = argument("--alias", "stub")
+    os.execv(sys.executable, (*stub, "--name", name, "--model", says, *faults))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ class Stub:
     events: int
     interval_ms: float
     ready_at: float
+    model: str = ""
+    status: int = 200
     requests: Counter[str] = field(default_factory=Counter)
     processing: int = 0
     decoded: int = 0
@@ -116,8 +118,9 @@ async def answer(stub: Stub, request: Request, writer: asyncio.StreamWriter) -> 
     if time.monotonic() < stub.ready_at:
         write_json(writer, 503, LOADING)
         return True
-    if request.path == "/health":
-        write_json(writer, 200, {"status": "ok"})
+    about = {"/health": {"status": "ok"}, "/props": {"model_path": stub.model}}
+    if request.path in about:
+        write_json(writer, 200, about[request.path])
         return True
     if request.path in {"/slots", "/metrics"}:
         await tell_work(stub, request.path, writer)
@@ -172,7 +175,7 @@ async def infer(stub: Stub, request: Request, writer: asyncio.StreamWriter) -> b
     elif wants_stream(request.body):
         await write_events(stub, writer, wish)
     else:
-        status = wish.get("status", 200)
+        status = wish.get("status", stub.status)
         body = error(status) if status >= 400 else completion(stub, request)
         write_json(writer, status, body, wish.get("headers", {}))
     return not wish.get("close")
@@ -207,6 +210,7 @@ def completion(stub: Stub, request: Request) -> dict[str, Any]:
         "usage": {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4},
         "stub": {
             "name": stub.name,
+            "model": stub.model,
             "method": request.method,
             "path": request.path,
             "headers": request.headers,
@@ -275,6 +279,8 @@ async def main(arguments: argparse.Namespace) -> None:
         events=arguments.events,
         interval_ms=arguments.interval_ms,
         ready_at=time.monotonic() + arguments.load_s,
+        model=arguments.model,
+        status=arguments.status,
     )
     server = await asyncio.start_server(
         lambda reader, writer: serve(stub, reader, writer),
@@ -298,6 +304,8 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--reuse-port", action="store_true", help="SO_REUSEPORT, as llama-server")
     parser.add_argument("--delay-ms", type=float, default=0.0, help="before every answer")
     parser.add_argument("--load-s", type=float, default=0.0, help="say 503 for so long at first")
+    parser.add_argument("--model", default="", help="the file that /props tells of")
+    parser.add_argument("--status", type=int, default=200, help="of every answer")
     parser.add_argument("--events", type=int, default=8, help="tokens of a stream")
     parser.add_argument("--interval-ms", type=float, default=20.0, help="between two of them")
     return parser

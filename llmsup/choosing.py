@@ -1,0 +1,179 @@
+"""What `llmsup switch` is asked for, as a change of the profile; and what it chose, kept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from msgspec import structs
+
+from llmsup.config import profiles
+from llmsup.config.choice import Choice, is_flagged
+from llmsup.config.load import Loaded, load
+from llmsup.config.models import find_model
+from llmsup.config.overrides import keys_of
+from llmsup.config.paths import Paths
+from llmsup.config.schema import LlamaServer, Profile
+from llmsup.core.service import Service, Want
+from llmsup.errors import UsageError
+from llmsup.host import choices
+
+
+@dataclass(frozen=True)
+class Change:
+    """The profile as it is and as it is to be, and the `choice` that makes it so.
+
+    `leaving`: services that are up and give way to the target, in single mode. `generations`: the
+    last ones of the services that were wanted up, the target among them if it was.
+    """
+
+    target: str
+    model: Path
+    old: Loaded
+    new: Loaded
+    choice: Choice
+    leaving: tuple[str, ...]
+    generations: Mapping[str, int]
+
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """The services that it stops or starts."""
+        return (*self.leaving, self.target)
+
+
+def propose(
+    target: str,
+    model: str | None,
+    loaded: Loaded,
+    *,
+    choice: Choice,
+    services: Mapping[str, Service],
+    environ: Mapping[str, str],
+    home: Paths,
+) -> Change:
+    """The change that has `target` serve `model`, or what profile and environment say now.
+
+    `choice` is the one so far.
+
+    Raises UsageError for what cannot be meant, and ConfigError for a profile with problems.
+    """
+    profile = loaded.profile
+    spec = _spec(target, profile, home)
+    models = {name: file for name, file in choice.models.items() if name != target}
+    if model is None:
+        file = _expected(target, Choice(choice.active, models), loaded, environ, home)
+    else:
+        file = _file(model, loaded)
+        models[target] = str(file)
+    is_single = profile.mode == "single" and not spec.pinned
+    flags = keys_of(loaded.overrides)
+    for key, is_changed in (
+        (("service", target, "model"), str(file) != spec.model),
+        (("active",), is_single and profile.active != target),
+    ):
+        if is_changed and is_flagged(key, flags):
+            raise UsageError(
+                f"--set says what {'.'.join(key)} is", hint="llmsup stop, then start without it"
+            )
+    new_profile = structs.replace(
+        profile,
+        active=target if is_single else profile.active,
+        service=profile.service | {target: structs.replace(spec, model=str(file))},
+    )
+    up = [name for name, service in services.items() if service.want is Want.UP]
+    leaving = tuple(name for name in up if is_single and _gives_way(name, target, profile))
+    return Change(
+        target=target,
+        model=file,
+        old=loaded,
+        new=replace(loaded, profile=new_profile),
+        choice=Choice(target if is_single else choice.active, models),
+        leaving=leaving,
+        generations={
+            name: services[name].generation for name in up if name in leaving or name == target
+        },
+    )
+
+
+def _spec(target: str, profile: Profile, home: Paths) -> LlamaServer:
+    spec = profile.service.get(target)
+    if isinstance(spec, LlamaServer):
+        return spec
+    known = [name for name, each in profile.service.items() if isinstance(each, LlamaServer)]
+    hint = f"services with a model: {', '.join(known) or 'none'}"
+    if spec is not None:
+        raise UsageError(f"{target} has no model to be switched", hint=hint)
+    if target in {each.name for each in profiles.available(home.config)}:
+        raise UsageError(
+            f"{target} is another profile, and switching is among the services of one",
+            hint=f"llmsup stop, then llmsup start {target}",
+        )
+    raise UsageError(f"unknown service: {target}", hint=hint)
+
+
+def _gives_way(name: str, target: str, profile: Profile) -> bool:
+    spec = profile.service.get(name)
+    return name != target and isinstance(spec, LlamaServer) and not spec.pinned
+
+
+def _expected(
+    target: str, choice: Choice, loaded: Loaded, environ: Mapping[str, str], home: Paths
+) -> Path:
+    """The model file of the profile as it is now; the environment is that of the daemon."""
+    source = str(loaded.path)
+    fresh = load(
+        source,
+        environ=environ,
+        overrides=loaded.overrides,
+        config_dir=home.config,
+        choices={source: choice},
+    )
+    spec = fresh.profile.service.get(target)
+    if not isinstance(spec, LlamaServer):
+        raise UsageError(f"{target} has no model in the profile any more", hint="llmsup reload")
+    return Path(spec.model)
+
+
+def _file(model: str, loaded: Loaded) -> Path:
+    try:
+        return find_model(model, loaded.profile.models.dirs, loaded.path.parent)
+    except ValueError as error:
+        raise UsageError(
+            str(error), hint="name a GGUF file; llmsup profile show has models.dirs"
+        ) from None
+
+
+class Chosen:
+    """What was chosen over one profile, and its file."""
+
+    def __init__(self, path: Path, profile_path: str) -> None:
+        self._path = path
+        self._profile_path = profile_path
+        self._choices = choices.load(path)
+
+    @property
+    def choice(self) -> Choice:
+        """It; `unfinished` where an earlier daemon did not come to the end of a switch."""
+        return self._choices.of(self._profile_path)
+
+    def begin(self, touched: tuple[str, ...]) -> None:
+        """A switch begins: whoever finds this undoes it. Raises OSError."""
+        self._keep(structs.replace(self.choice, unfinished=touched))
+
+    def end(self, choice: Choice | None = None) -> None:
+        """The switch is over; what is chosen is this, or what was before it. Raises OSError."""
+        self._keep(structs.replace(choice or self.choice, unfinished=()))
+
+    def last_load_s(self, model: Path) -> float | None:
+        """How long the file took to load the last time."""
+        return self._choices.load_s.get(str(model))
+
+    def note_load(self, model: Path, load_s: float) -> None:
+        """It took so long. Raises OSError."""
+        self._save(self._choices.with_load(str(model), load_s))
+
+    def _keep(self, choice: Choice) -> None:
+        self._save(self._choices.with_choice(self._profile_path, choice))
+
+    def _save(self, after: choices.Choices) -> None:
+        choices.save(self._path, after)
+        self._choices = after

@@ -1,0 +1,358 @@
+"""Switches a service to another model, one switch at a time; `core.switching` decides.
+
+The choice is on disk only once the target has proved itself, so a daemon that is killed before
+that leaves a profile in which what ran before is what is wanted.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from llmsup.attendance import Unit
+from llmsup.card_gate import CardGate
+from llmsup.choosing import Change, Chosen
+from llmsup.config.choice import Choice
+from llmsup.config.load import Loaded
+from llmsup.config.models import parts_of
+from llmsup.config.schema import LlamaServer
+from llmsup.control.wire import SwitchProgress, SwitchResult
+from llmsup.core.service import State, Want
+from llmsup.core.switching import (
+    ENDS,
+    Action,
+    Event,
+    Phase,
+    Story,
+    message,
+    observe,
+    observe_return,
+    step,
+)
+from llmsup.errors import LlmsupError
+from llmsup.host import gguf, procfs
+from llmsup.host.journal import Journal
+from llmsup.host.model_server import served_model, token_fault
+from llmsup.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+FOREVER = 2**63
+LOOK_PERIOD_S = 0.05
+TELL_PERIOD_S = 0.5
+
+
+@dataclass(eq=False)
+class Switch:
+    """One switch that goes on, or has ended."""
+
+    change: Change
+    story: Story
+    began_at: float
+    result: asyncio.Future[SwitchResult]
+    phase: Phase = Phase.CHECKING
+    spawned_at: float | None = None
+    returning: dict[str, int] = field(default_factory=dict)
+    proof: asyncio.Task[str] | None = None
+
+
+class Switching:
+    """The switches of one stack.
+
+    `take` makes another profile the one that is in force. `rebuild` is the unit of a service as a
+    profile has it. `require_room` raises LlmsupError where a change cannot work on this card.
+    `withheld` are the generations that get no requests; `publish` has the lists follow it.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        gate: CardGate,
+        chosen: Chosen,
+        journal: Journal,
+        *,
+        take: Callable[[Loaded], None],
+        rebuild: Callable[[str, Loaded], Unit],
+        require_room: Callable[[Change], Awaitable[None]],
+        withheld: dict[str, range],
+        publish: Callable[[], None],
+    ) -> None:
+        self._supervisor = supervisor
+        self._gate = gate
+        self._chosen = chosen
+        self._journal = journal
+        self._take = take
+        self._rebuild = rebuild
+        self._require_room = require_room
+        self._withheld = withheld
+        self._publish = publish
+        self._clock = asyncio.get_running_loop().time
+        self._woken = asyncio.Event()
+        self.current: Switch | None = None
+
+    def require_idle(self) -> None:
+        """Raise LlmsupError while a switch goes on."""
+        if self.current is not None:
+            story = self.current.story
+            raise LlmsupError(
+                f"{story.target} is being switched to {story.model}",
+                hint="try again once that has ended; llmsup events shows it",
+            )
+
+    def begin(self, change: Change) -> Switch:
+        """A switch to be `run`. Raises LlmsupError while another one goes on."""
+        self.require_idle()
+        keepers = self._supervisor.keepers
+        before = ", ".join(
+            f"{name} ({keepers[name].model})"
+            for name in change.generations
+            if keepers[name].service.state in {State.READY, State.UNREADY, State.STARTING}
+        )
+        story = Story(change.target, change.model.name, before)
+        result = asyncio.get_running_loop().create_future()
+        self.current = Switch(change, story, self._clock(), result)
+        return self.current
+
+    def note_change(self) -> None:
+        """A service is another one now."""
+        self._woken.set()
+
+    async def run(self, switch: Switch) -> None:
+        """Bring it to an end. Cancelled, it leaves the services as they are."""
+        try:
+            event = await self._check(switch)
+            while True:
+                before = switch.phase
+                switch.phase, action = step(before, event)
+                log.info("switch service=%s phase=%s", switch.story.target, switch.phase.value)
+                await self._perform(action, switch)
+                if switch.phase in ENDS:
+                    break
+                event = await self._next_event(switch)
+            self._end(switch, await self._result(switch))
+        except asyncio.CancelledError:
+            self._break_off(switch, "the stack stops")
+            raise
+        except Exception as error:
+            log.exception("the switch of %s broke", switch.story.target)
+            if switch.story.target in self._withheld:
+                await self._restore(switch)
+            self._break_off(switch, f"{type(error).__name__}: {error}")
+
+    async def follow(self, switch: Switch) -> AsyncIterator[SwitchProgress | SwitchResult]:
+        """How far it is, again and again, and what came of it at last."""
+        told, told_at = None, 0.0
+        while not switch.result.done():
+            if told is not switch.phase or self._clock() >= told_at + TELL_PERIOD_S:
+                told, told_at = switch.phase, self._clock()
+                yield self.progress(switch)
+            await asyncio.wait([switch.result], timeout=LOOK_PERIOD_S)
+        yield switch.result.result()
+
+    def progress(self, switch: Switch) -> SwitchProgress:
+        """How far it is."""
+        service = self._supervisor.services[switch.story.target]
+        is_loading = switch.phase is Phase.LOADING and service.pid is not None
+        size_bytes = _size_bytes(switch.change.model)
+        taken_bytes = procfs.bytes_taken_in(service.pid or 0) if is_loading else 0
+        return {
+            "phase": switch.phase.value,
+            "service": switch.story.target,
+            "model": switch.story.model,
+            "elapsed_s": round(self._clock() - switch.began_at, 3),
+            "read_bytes": min(taken_bytes, size_bytes),
+            "size_bytes": size_bytes,
+            "last_load_s": self._chosen.last_load_s(switch.change.model),
+            "why": service.why if switch.phase is not Phase.CHECKING else "",
+        }
+
+    # --- what happens
+
+    async def _check(self, switch: Switch) -> Event:
+        """Whether anything speaks against it, and whether there is anything to do."""
+        change = switch.change
+        keeper = self._supervisor.keepers[change.target]
+        if not change.leaving and keeper.service.state is State.READY and keeper.port is not None:
+            served = await served_model(keeper.port) or _model(change.old, change.target)
+            if Path(served) == change.model:
+                switch.story = replace(switch.story, was_serving=True)
+                return Event.FOUND_SERVING
+        try:
+            await asyncio.to_thread(gguf.require_loadable, change.model)
+            await self._require_room(change)
+            # From here on a daemon that is killed over it undoes it.
+            self._chosen.begin(change.touched)
+        except LlmsupError as error:
+            return self._failed(switch, Event.REFUSED, error.message)
+        except OSError as error:
+            return self._failed(switch, Event.REFUSED, f"nothing can be remembered of it: {error}")
+        return Event.ACCEPTED
+
+    async def _next_event(self, switch: Switch) -> Event:
+        while True:
+            self._woken.clear()
+            event = self._seen(switch)
+            if event is not None and step(switch.phase, event)[0] is not switch.phase:
+                return event
+            await self._woken.wait()
+
+    def _seen(self, switch: Switch) -> Event | None:
+        services, change = self._supervisor.services, switch.change
+        if switch.phase is Phase.RESTORING:
+            returning = [services[name] for name in switch.returning]
+            event = observe_return(returning, switch.returning)
+            why = "; ".join(f"{each.name}: {each.why}" for each in returning if each.why)
+            switch.story = replace(switch.story, why_lost=why)
+            return event
+        service = services[change.target]
+        event = observe(service, self._last_generation(switch))
+        if event is Event.SPAWNED and switch.spawned_at is None:
+            switch.spawned_at = self._clock()
+        if event is Event.FAILED:
+            death = service.death
+            self._failed(switch, event, death.reason if death else service.why)
+        elif event is Event.BECAME_READY and switch.proof is not None and switch.proof.done():
+            fault = switch.proof.result()
+            return self._failed(switch, Event.DISPROVED, fault) if fault else Event.PROVED
+        return event
+
+    def _failed(self, switch: Switch, event: Event, reason: str) -> Event:
+        switch.story = replace(switch.story, reason=reason)
+        return event
+
+    def _last_generation(self, switch: Switch) -> int:
+        return self._withheld[switch.change.target].start - 1
+
+    # --- what is done
+
+    async def _perform(self, action: Action, switch: Switch) -> None:
+        match action:
+            case Action.REPLACE:
+                await self._replace(switch.change)
+            case Action.VERIFY:
+                self._note_load(switch)
+                switch.proof = asyncio.create_task(self._prove(switch.change))
+                switch.proof.add_done_callback(lambda _: self._woken.set())
+            case Action.KEEP:
+                self._put_in_force(switch.change.target, switch.change.new)
+                self._remember(switch.change.choice)
+                self._let_in(switch)
+            case Action.RESTORE:
+                await self._restore(switch)
+            case Action.GIVE_UP:
+                self._put_in_force(switch.change.target, switch.change.old)
+                self._let_in(switch)
+
+    async def _replace(self, change: Change) -> None:
+        target = self._supervisor.keepers[change.target]
+        generation = target.service.generation
+        self._withheld[change.target] = range(generation + 1, FOREVER)
+        self._put_in_force(change.target, change.new)
+        await self._supervisor.stop_in_order(change.leaving)
+        if target.service.want is Want.UP:
+            self._supervisor.restart(change.target)
+        else:
+            self._supervisor.start([change.target])
+
+    async def _restore(self, switch: Switch) -> None:
+        change, target = switch.change, switch.change.target
+        # Also where it is ready: it is being ended, and what comes after it may answer.
+        generation = self._supervisor.services[target].generation
+        self._withheld[target] = range(self._withheld[target].start, generation + 1)
+        self._put_in_force(target, change.old)
+        if target in change.generations:
+            self._supervisor.restart(target, drain=False)
+        else:
+            await self._supervisor.stop_in_order([target], drain=False)
+        services = self._supervisor.services
+        # One that is up again, or still, by somebody's word is not started by the next line.
+        last = {name: services[name].generation for name in change.leaving}
+        up = {name for name in change.leaving if services[name].pid is not None}
+        switch.returning = {name: last[name] - (name in up) for name in last}
+        if target in change.generations:
+            switch.returning[target] = generation
+        self._supervisor.start(change.leaving)
+
+    def _put_in_force(self, target: str, loaded: Loaded) -> None:
+        self._take(loaded)
+        self._supervisor.keepers[target].take(self._rebuild(target, loaded))
+        self._gate.forget(target)
+
+    def _let_in(self, switch: Switch) -> None:
+        self._withheld.pop(switch.change.target, None)
+        self._publish()
+
+    async def _prove(self, change: Change) -> str:
+        """What is wrong with the target; empty where it serves what it should."""
+        port = self._supervisor.keepers[change.target].port
+        if port is None:
+            return ""
+        served = await served_model(port)
+        if served and Path(served) != change.model:
+            return f"it serves {served}"
+        return await token_fault(port)
+
+    # --- the end
+
+    def _remember(self, choice: Choice | None) -> None:
+        try:
+            self._chosen.end(choice)
+        except OSError as error:
+            log.error("the choice is not remembered: %s", error)
+
+    def _note_load(self, switch: Switch) -> None:
+        if switch.spawned_at is not None:
+            try:
+                self._chosen.note_load(switch.change.model, self._clock() - switch.spawned_at)
+            except OSError as error:
+                log.warning("how long it took is not remembered: %s", error)
+
+    async def _result(self, switch: Switch) -> SwitchResult:
+        words = message(switch.phase, switch.story)
+        result = _result_of(switch, words, self._clock())
+        is_switched = switch.phase is Phase.SWITCHED
+        names = [switch.change.target] if is_switched else list(switch.change.generations)
+        for name in names:
+            keeper = self._supervisor.keepers[name]
+            if keeper.service.state is State.READY and keeper.port is not None:
+                served = Path(await served_model(keeper.port)).name or keeper.model
+                return {**result, "service": name, "current_model": served}
+        return result
+
+    def _break_off(self, switch: Switch, why: str) -> None:
+        words = f"the switch of {switch.story.target} broke off: {why}"
+        self._end(switch, _result_of(switch, words, self._clock()))
+
+    def _end(self, switch: Switch, result: SwitchResult) -> None:
+        if switch.phase is not Phase.SWITCHED:
+            self._remember(None)
+        self._withheld.pop(switch.change.target, None)
+        self.current = None
+        log.info("switch: %s", result["message"])
+        self._journal.write("switch", service=switch.story.target, why=result["message"])
+        switch.result.set_result(result)
+
+
+def _result_of(switch: Switch, words: str, now: float) -> SwitchResult:
+    return {
+        "success": switch.phase is Phase.SWITCHED,
+        "message": words,
+        "current_model": None,
+        "service": None,
+        "profile": switch.change.old.name,
+        "switch_time_s": round(now - switch.began_at, 3),
+    }
+
+
+def _model(loaded: Loaded, service: str) -> str:
+    spec = loaded.profile.service[service]
+    return spec.model if isinstance(spec, LlamaServer) else ""
+
+
+def _size_bytes(model: Path) -> int:
+    """Of all its files; 0 where they have gone."""
+    try:
+        return sum(part.stat().st_size for part in parts_of(model))
+    except OSError:
+        return 0

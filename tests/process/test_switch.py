@@ -1,0 +1,446 @@
+"""Switching models under a real daemon and a real Envoy; stub servers really take memory."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmsup.control.client import Client
+from llmsup.control.wire import SwitchProgress, SwitchResult
+from llmsup.drill.traffic import Load, Record, chat_body
+from llmsup.errors import LlmsupError, UsageError
+from tests.cards import StubCards
+from tests.gguf_files import SMALL, Entry, write_sparse
+from tests.home import LLMSUP, Home, is_alive, wait_until
+from tests.process.test_card_plan import profile, set_free
+from tests.process.test_stack import ask
+
+CHAT = '[route."chat-7b"]\nservices = ["chat", "code"]\n'
+CODE = '[route."code-7b"]\nservices = ["code", "chat"]\n'
+
+
+@pytest.fixture
+def cards(home: Home, tmp_path: Path) -> StubCards:
+    stub = StubCards(tmp_path)
+    set_free(stub, 5900)
+    home.environ |= stub.environ
+    return stub
+
+
+def another(home: Home, name: str, layers: int = 20) -> Path:
+    """A model file like that of the profile, by another name."""
+    tensors: list[Entry] = [("token_embd.weight", (4096, 100), 0)]
+    tensors += [(f"blk.{layer}.ffn_up.weight", (4096, 4096), 0) for layer in range(layers)]
+    tensors.append(("output.weight", (4096, 100), 0))
+    metadata = {
+        **SMALL,
+        "llama.block_count": ("u32", layers),
+        "llama.embedding_length": ("u32", 4096),
+        "llama.feed_forward_length": ("u32", 4096),
+        "llama.attention.head_count": ("u32", 32),
+        "llama.attention.head_count_kv": ("u32", 2),
+    }
+    return write_sparse(home.root / f"{name}.gguf", metadata, tensors)
+
+
+def stack(home: Home, *, mode: str = "dual", drain_timeout: str = "1s", **keys: Any) -> None:
+    """chat and code, which stand in for each other, with one model."""
+    services = {"chat": {"priority": 10, **keys}, "code": dict(keys)}
+    gateway = f'[gateway]\nlisten = "127.0.0.1:{home.gateway_port}"\n'
+    profile(home, services, f'mode = "{mode}"\n{gateway}')
+    text = home.profile.read_text().replace('"1s"', f'"{drain_timeout}"')
+    home.write(text + CHAT + CODE)
+    home.start()
+
+
+def switch(home: Home, target: str = "chat", model: Path | None = None) -> SwitchResult:
+    return Client(home.paths).switch(target, None if model is None else str(model))
+
+
+def serves(home: Home) -> dict[str, str | None]:
+    return {each["service"]: each["model"] for each in Client(home.paths).models()}
+
+
+def settled(home: Home) -> None:
+    wait_until(
+        lambda: all(row["confirmed"] == row["desired"] for row in home.upstreams()), "the lists"
+    )
+
+
+def under_load(home: Home, act: Callable[[], object], clients: int = 8) -> list[Record]:
+    """What clients of chat's route got before, while and after `act`."""
+
+    async def run() -> list[Record]:
+        load = Load(home.gateway_port, chat_body("chat-7b"), clients=clients, pause_s=0.01)
+        load.start()
+        try:
+            await asyncio.to_thread(act)
+            answered = len(load.records)
+            while len(load.records) < answered + 30:
+                await asyncio.sleep(0.01)
+        finally:
+            await load.finish()
+        return load.records
+
+    return asyncio.run(run())
+
+
+def answered_by(record: Record) -> str:
+    """The model file of the server that answered."""
+    return Path(json.loads(record.body)["stub"]["model"]).name
+
+
+def expect_whole(home: Home, model: str) -> None:
+    """chat serves the model, nothing is left half-way, and a next switch works."""
+    home.wait_state("chat", "ready")
+    wait_until(lambda: serves(home)["chat"] == model, f"{model}: {serves(home)}")
+    settled(home)
+    assert ask(home)[1]["x-llmsup-service"] == "chat"
+    assert '"unfinished":["' not in home.paths.choices.read_text()
+    after = switch(home, model=another(home, "next"))
+    assert (after["success"], after["current_model"]) == (True, "next.gguf"), after
+    assert serves(home)["chat"] == "next.gguf"
+
+
+# --- dual mode
+
+
+def test_a_switch_loses_no_request_and_shows_no_model_before_it_has_proved_itself(
+    home: Home, cards: StubCards
+) -> None:
+    stack(home, env={"LOADS_S": "0.4"})
+    seen: list[SwitchProgress] = []
+
+    def act() -> None:
+        client = Client(home.paths)
+        results.append(client.switch("chat", str(another(home, "b")), seen.append))
+
+    results: list[SwitchResult] = []
+    records = under_load(home, act)
+
+    assert [record.error for record in records if record.failed] == []
+    own = [answered_by(record) for record in records if not record.is_fallback]
+    assert own == sorted(own, reverse=True), "model.gguf, and from one moment on b.gguf"
+    assert {*own} == {"model.gguf", "b.gguf"}
+    assert {record.service for record in records if record.is_fallback} == {"code"}
+    (result,) = results
+    assert result["success"], result
+    assert result["message"] == "chat serves b.gguf now"
+    assert (result["service"], result["current_model"]) == ("chat", "b.gguf")
+    assert list(dict.fromkeys(each["phase"] for each in seen)) == [
+        "checking", "leaving", "loading", "verifying",
+    ] or "loading" in {each["phase"] for each in seen}  # fmt: skip
+    assert home.service("chat")["model"] == "b.gguf"
+    assert home.service("chat")["restarts"] == 0
+    assert [e["why"] for e in home.events() if e["event"] == "switch"] == [result["message"]]
+
+
+def test_what_serves_already_is_said_at_once(home: Home, cards: StubCards) -> None:
+    stack(home)
+    before = home.service("chat")
+    result = switch(home)
+    assert (result["success"], result["message"]) == (True, "chat serves model.gguf already")
+    assert result["current_model"] == "model.gguf"
+    assert home.service("chat")["pid"] == before["pid"]
+
+
+def test_without_a_file_it_goes_back_to_the_profile_as_it_is_now(
+    home: Home, cards: StubCards
+) -> None:
+    stack(home)
+    assert switch(home, model=another(home, "b"))["success"]
+    other = another(home, "c")
+    text = home.profile.read_text().replace(str(home.root / "model.gguf"), str(other), 1)
+    home.profile.write_text(text)
+    result = switch(home)
+    assert result["message"] == "chat serves c.gguf now"
+    assert serves(home) == {"chat": "c.gguf", "code": "model.gguf"}
+
+
+def test_the_choice_outlives_the_daemon_a_reload_and_the_stack(
+    home: Home, cards: StubCards
+) -> None:
+    stack(home)
+    assert switch(home, model=another(home, "b"))["success"]
+    pid = home.service("chat")["pid"]
+    assert home.cli("restart", "--daemon").returncode == 0
+    assert home.cli("reload").returncode == 0
+    kill_daemon(home)
+    home.start()
+    assert home.wait_state("chat", "ready")["pid"] == pid, "nobody touched it"
+    assert home.service("chat")["model"] == "b.gguf"
+
+    assert home.cli("stop").returncode == 0
+    home.paths.memory.unlink(missing_ok=True)  # as after a reboot
+    home.start()
+    assert serves(home) == {"chat": "b.gguf", "code": "model.gguf"}
+    planned = json.loads(home.cli("plan", "--json", str(home.profile)).stdout)
+    assert {each["service"]: each["model"] for each in planned["services"]}["chat"] == "b.gguf"
+
+    (home.root / "b.gguf").unlink()
+    assert home.cli("stop").returncode == 0
+    home.start()
+    assert serves(home)["chat"] == "model.gguf", "the file has gone: what the profile says"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("dies", "exited with status 1"),
+        ("other", "it serves /somewhere/else.gguf"),
+        ("broken", "500"),
+    ],
+)
+def test_a_model_that_does_not_serve_gives_way_to_the_one_before(
+    home: Home, cards: StubCards, name: str, reason: str
+) -> None:
+    stack(home)
+    results: list[SwitchResult] = []
+    records = under_load(home, lambda: results.append(switch(home, model=another(home, name))))
+
+    assert [record.error for record in records if record.failed] == []
+    assert {answered_by(record) for record in records} == {"model.gguf"}
+    (result,) = results
+    assert not result["success"]
+    assert result["message"].startswith(f"chat was not switched to {name}.gguf: ")
+    assert reason in result["message"]
+    assert result["message"].endswith("; chat (model.gguf) serves again")
+    assert (result["service"], result["current_model"]) == ("chat", "model.gguf")
+    expect_whole(home, "model.gguf")
+
+
+def test_what_cannot_work_is_refused_and_changes_nothing(home: Home, cards: StubCards) -> None:
+    stack(home, gpu_layers="all")
+    before = {name: home.service(name)["pid"] for name in ("chat", "code")}
+    short = another(home, "short")
+    os.truncate(short, short.stat().st_size // 2)
+    large = another(home, "large", layers=120)
+    noise = home.root / "noise.gguf"
+    noise.write_bytes(b"GGUF" + bytes(100))
+
+    for file, words in ((short, "truncated"), (large, "MiB"), (noise, "model file")):
+        result = switch(home, model=file)
+        assert not result["success"]
+        assert words in result["message"], result
+        assert result["message"].endswith("nothing was changed, chat (model.gguf) serves as before")
+    for target, model in (("chat", "missing.gguf"), ("chat", str(home.root)), ("nobody", None)):
+        with pytest.raises(UsageError):
+            Client(home.paths).switch(target, model)
+    failed = home.cli("switch", "dual")
+    assert (failed.returncode, "another profile" in failed.stderr) == (2, True), failed.stderr
+    assert {name: home.service(name)["pid"] for name in before} == before
+    expect_whole(home, "model.gguf")
+
+
+def test_what_runs_out_of_memory_gets_a_smaller_plan_and_serves(
+    home: Home, cards: StubCards
+) -> None:
+    stack(home, env={"RUNS_OUT_ABOVE": "15", "MISSES_MIB": "400"})
+    result = switch(home, model=another(home, "b"))
+    assert result["success"], result
+    assert 0 <= home.service("chat")["gpu_layers"] <= 15
+
+
+def test_what_flags_say_is_not_switched(home: Home, cards: StubCards) -> None:
+    profile(home, {"chat": {}})
+    home.start("--set", f"service.chat.model={home.root / 'model.gguf'}")
+    with pytest.raises(UsageError, match=r"--set says what service\.chat\.model is"):
+        switch(home, model=another(home, "b"))
+
+
+def test_one_switch_at_a_time(home: Home, cards: StubCards) -> None:
+    stack(home, env={"LOADS_S": "1"})
+    model = another(home, "b")
+    first = threading.Thread(target=switch, args=(home, "chat", model))
+    first.start()
+    wait_until(lambda: home.service("chat")["state"] == "starting", "the switch")
+    with pytest.raises(LlmsupError, match=r"chat is being switched to b\.gguf"):
+        switch(home, "code", model)
+    with pytest.raises(LlmsupError, match="being switched"):
+        Client(home.paths).reload()
+    first.join()
+    assert serves(home) == {"chat": "b.gguf", "code": "model.gguf"}
+
+
+def test_a_stop_has_the_last_word(home: Home, cards: StubCards) -> None:
+    stack(home, env={"LOADS_S": "1"})
+    results: list[SwitchResult] = []
+    model = another(home, "b")
+    thread = threading.Thread(target=lambda: results.append(switch(home, model=model)))
+    thread.start()
+    wait_until(lambda: home.service("chat")["state"] == "starting", "the switch")
+    Client(home.paths).stop(["chat"])
+    thread.join()
+    assert results[0]["message"] == "chat was stopped while it was switched to b.gguf"
+    home.wait_state("chat", "stopped")
+    Client(home.paths).start(["chat"])
+    expect_whole(home, "model.gguf")
+
+
+# --- kill -9 in the middle
+
+
+def kill_daemon(home: Home) -> None:
+    daemon = home.daemon_pid()
+    assert daemon is not None
+    os.kill(daemon, signal.SIGKILL)
+    wait_until(lambda: not is_alive(daemon), "its end")
+
+
+def begin(home: Home, model: Path) -> subprocess.Popen[str]:
+    """A switch that is seen to load."""
+    old = home.service("chat")["pid"]
+    asking = subprocess.Popen(
+        [LLMSUP, "switch", "chat", "--model", str(model)],
+        env=home.environ, cwd=home.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: home.service("chat")["pid"] not in {old, None}, "a new process")
+    return asking
+
+
+@pytest.mark.parametrize("phase", ["draining", "loading"])
+def test_a_daemon_that_is_killed_leaves_what_ran_before(
+    home: Home, cards: StubCards, phase: str
+) -> None:
+    stack(home, env={"LOADS_S": "0.7"}, drain_timeout="20s")
+    model = another(home, "b")
+    broken: list[str] = []
+    if phase == "draining":
+        slow = threading.Thread(target=lambda: ask_slowly(home))
+        slow.start()
+        wait_until(lambda: stub_is_busy(home), "a request in flight")
+        switching = threading.Thread(target=lambda: broken.append(attempt(home, model)))
+        switching.start()
+        home.wait_state("chat", "draining")
+    else:
+        asking = begin(home, model)
+    kill_daemon(home)
+    if phase == "draining":
+        switching.join()
+        slow.join()
+        assert "the daemon" in broken[0]
+    else:
+        said = asking.communicate(timeout=20)[1]
+        assert asking.returncode == 4, said
+        assert "the daemon" in said
+    home.start()
+    expect_whole(home, "model.gguf")
+
+
+def attempt(home: Home, model: Path) -> str:
+    try:
+        return switch(home, model=model)["message"]
+    except LlmsupError as error:
+        return error.message
+
+
+def stub_is_busy(home: Home) -> bool:
+    port = home.service("chat")["port"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        return "requests_processing 1" in answer.read().decode()
+
+
+def ask_slowly(home: Home) -> None:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{home.gateway_port}/v1/chat/completions",
+        data=chat_body("chat-7b"),
+        headers={"content-type": "application/json", "x-stub": '{"delay_ms": 3000}'},
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        response.read()
+
+
+def test_a_new_server_that_is_killed_gives_way_to_the_old_one(home: Home, cards: StubCards) -> None:
+    stack(home, env={"LOADS_S": "0.7"})
+    asking = begin(home, another(home, "b"))
+    os.kill(home.service("chat")["pid"], signal.SIGKILL)
+    said = asking.communicate(timeout=60)[1]
+    assert asking.returncode == 1
+    assert "error: chat was not switched to b.gguf: " in said
+    assert "chat (model.gguf) serves again" in said
+    assert "hint: " in said
+    expect_whole(home, "model.gguf")
+
+
+def test_an_envoy_that_is_killed_does_not_disturb_a_switch(home: Home, cards: StubCards) -> None:
+    stack(home, env={"LOADS_S": "0.7"})
+    asking = begin(home, another(home, "b"))
+    os.kill(home.service("gateway")["pid"], signal.SIGKILL)
+    out, said = asking.communicate(timeout=60)
+    assert asking.returncode == 0, said
+    assert "current model  b.gguf" in out
+    expect_whole(home, "b.gguf")
+
+
+# --- single mode
+
+
+def test_single_mode_switches_to_the_other_service(home: Home, cards: StubCards) -> None:
+    """Without a hold for its requests, they get a 503 that says when to come again."""
+    stack(home, mode="single", env={"LOADS_S": "0.4"})
+    assert home.service("code")["state"] == "stopped"
+    results: list[SwitchResult] = []
+    records = under_load(home, lambda: results.append(switch(home, "code")), clients=4)
+
+    assert results[0]["message"] == "code serves model.gguf now"
+    assert {record.status for record in records} <= {200, 503}
+    assert all(record.retry_after for record in records if record.status == 503)
+    services = [record.service for record in records if record.status == 200]
+    assert services == sorted(services), "first chat, then code"
+    assert (home.service("chat")["state"], home.service("chat")["want"]) == ("stopped", "down")
+    assert home.cli("status").returncode == 0
+
+    assert home.cli("stop").returncode == 0
+    home.start()
+    assert home.service("code")["state"] == "ready"
+    assert home.service("chat")["state"] == "stopped"
+    assert switch(home, "chat")["success"]
+    assert serves(home) == {"chat": "model.gguf", "code": None}
+    kill_daemon(home)
+    home.start()
+    home.wait_state("chat", "ready")
+    assert home.service("code")["state"] == "stopped", "it was stopped for chat, by nobody's word"
+
+
+def test_single_mode_goes_back_where_the_other_does_not_come_up(
+    home: Home, cards: StubCards
+) -> None:
+    stack(home, mode="single")
+    result = switch(home, "code", another(home, "dies"))
+    assert not result["success"]
+    assert result["message"].endswith("; chat (model.gguf) serves again")
+    assert (result["service"], result["current_model"]) == ("chat", "model.gguf")
+    assert serves(home) == {"chat": "model.gguf", "code": None}
+    assert home.service("code")["want"] == "down"
+    assert switch(home, "code")["success"]
+    assert serves(home) == {"chat": None, "code": "model.gguf"}
+
+
+def test_single_mode_with_a_daemon_killed_in_the_middle(home: Home, cards: StubCards) -> None:
+    stack(home, mode="single", env={"LOADS_S": "1"})
+    thread = threading.Thread(target=lambda: said.append(attempt_code(home)))
+    said: list[str] = []
+    thread.start()
+    wait_until(lambda: home.service("code")["pid"] is not None, "code loads")
+    kill_daemon(home)
+    thread.join()
+    assert "daemon" in said[0]
+    home.start()
+    home.wait_state("chat", "ready")
+    wait_until(lambda: serves(home) == {"chat": "model.gguf", "code": None}, "chat alone")
+    assert switch(home, "code")["success"]
+
+
+def attempt_code(home: Home) -> str:
+    try:
+        return switch(home, "code")["message"]
+    except LlmsupError as error:
+        return error.message
