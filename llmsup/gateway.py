@@ -25,8 +25,8 @@ from llmsup.host.admin import Admin, Ask
 from llmsup.host.envoy_needs import require_possible
 from llmsup.host.envoy_trial import refusal
 from llmsup.host.replace import fingerprint, replace_file
-from llmsup.services import envoy, envoy_clusters
-from llmsup.services.envoy_admin import Clusters, has, services
+from llmsup.services import envoy
+from llmsup.services.envoy_admin import Clusters, has, services, traffic
 from llmsup.services.envoy_documents import Build, Documents
 from llmsup.services.launch import Launch
 from llmsup.troubles import Troubles
@@ -176,6 +176,15 @@ class Gateway:
         """Whether Envoy has been seen to have every list, and was given everything else."""
         return not (self._pending or self._held or self._unwritten)
 
+    def is_confirmed(self, route: str) -> bool:
+        """Whether Envoy has been seen to have the list of this route as it is now."""
+        return route not in self._pending
+
+    @property
+    def activator_socket(self) -> Path:
+        """Where Envoy sends requests that no upstream answers."""
+        return self._layout.activator_socket
+
     def trial(self, launch: Launch) -> str:
         """What the Envoy of `launch` says against its files, empty for nothing. Blocks for 0.1 s.
 
@@ -251,7 +260,7 @@ class Gateway:
         return written
 
     def _write_list(self, route: str) -> bool:
-        document = envoy_clusters.upstreams(route, self.desired[route])
+        document = self._documents.upstreams(route, self.desired[route])
         if is_written := self._try_replace(self._layout.upstreams(route), document):
             self.published[route] = self.desired[route]
         return is_written
@@ -366,7 +375,8 @@ class Gateway:
 
     def _has_desired(self, route: str, clusters: Clusters | None) -> bool:
         is_written = self.published[route] == self.desired[route]
-        return is_written and has(clusters or {}, route, self.desired[route])
+        activator = self._layout.activator_socket
+        return is_written and has(clusters or {}, route, self.desired[route], activator)
 
     def _note(self, clusters: Clusters | None) -> None:
         """Keep Envoy's view as `confirmed`."""
@@ -385,6 +395,10 @@ class Gateway:
         if not any(it.service == service for listed in lists.values() for it in listed):
             return 0
         return await self._admin.in_flight(service, lists)
+
+    def traffic(self, service: str, clusters: Clusters) -> tuple[int, int]:
+        """Requests that a service is answering, and those it was ever sent, as Envoy counts."""
+        return traffic(service, self.desired, clusters)
 
     async def requests_active(self) -> int:
         """Requests of all clients that are not answered; 0 where Envoy is gone, 1 if unknown."""

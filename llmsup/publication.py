@@ -1,11 +1,11 @@
 """The upstream lists as they follow from the states of the services, and what is told of them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from llmsup.control.wire import RouteInfo, UpstreamsInfo
 from llmsup.core.routing import Endpoint, Member, Route, UpstreamList
-from llmsup.core.service import State, Want
+from llmsup.core.service import Service, State, Want
 from llmsup.gateway import Gateway
 from llmsup.host.journal import Journal
 from llmsup.keeper import Keeper
@@ -23,24 +23,32 @@ class Publication:
         routes: tuple[Route, ...],
         keepers: Mapping[str, Keeper],
         journal: Journal,
+        is_cold: Callable[[Service], bool],
     ) -> None:
         self._gateway = gateway
         self._routes = routes
         self._keepers = keepers
         self._journal = journal
+        self._is_cold = is_cold
 
     def bring_up_to_date(self) -> None:
         """Have the gateway write what differs from what it wrote before."""
         services = {name: keeper for name, keeper in self._keepers.items() if name != GATEWAY}
         members = {
-            name: Member(Endpoint("127.0.0.1", keeper.port), keeper.service.state)
+            name: Member(
+                Endpoint("127.0.0.1", keeper.port),
+                keeper.service.state,
+                is_cold=self._is_cold(keeper.service),
+            )
             for name, keeper in services.items()
             if keeper.port is not None
         }
         not_ready = tuple(
             name
             for name, keeper in services.items()
-            if keeper.service.want is Want.UP and keeper.service.state is not State.READY
+            if keeper.service.want is Want.UP
+            and keeper.service.state is not State.READY
+            and not self._is_cold(keeper.service)  # which is nothing amiss
         )
         for route in self._gateway.publish(members, not_ready):
             upstreams = self._published(route)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from llmsup import __version__
+from llmsup.activator import Activator
 from llmsup.adoption import Remembering, Takeover, take_over
 from llmsup.bookkeeping import Books
 from llmsup.card_gate import CardGate
@@ -36,6 +37,7 @@ from llmsup.host.process import Found, Process, find
 from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.host.shortage import keep_watch
 from llmsup.inquest import Findings
+from llmsup.on_demand import OnDemand
 from llmsup.placing import Placing, short_bytes
 from llmsup.preflight import load_startable
 from llmsup.publication import Publication
@@ -48,7 +50,7 @@ from llmsup.strays import LOOK_PERIOD_S, Strays
 from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
 from llmsup.troubles import Troubles
-from llmsup.units import GATEWAY, build, wanted
+from llmsup.units import GATEWAY, build, on_demand, ttls_s, wanted
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +132,16 @@ class Stack:
             binary=envoy.program,
             predecessor_socket=self.gateway.predecessor_socket,
         )
+        self._on_demand = OnDemand(
+            self._supervisor, self.gateway, self._journal, on_demand(profile), ttls_s(profile)
+        )
+        self.activator = Activator(routes, self._on_demand, profile.gateway.hold_timeout_s)
         self._publication = Publication(
-            self.gateway, routes, self._supervisor.keepers, self._journal
+            self.gateway,
+            routes,
+            self._supervisor.keepers,
+            self._journal,
+            self._on_demand.is_cold,
         )
         self._rolls = Rolls(self._supervisor, self._keep)
         self._rebalancing = Rebalancing(
@@ -205,7 +215,8 @@ class Stack:
         self._settle()
         if GATEWAY in taken.adopted - taken.outdated:
             self._keep(self._mend_drained_gateway())
-        self._keep(self.gateway.keep_confirmed(self._publication.note_confirmed))
+        self._keep(self.gateway.keep_confirmed(self._note_confirmed))
+        self._keep(self._on_demand.keep())
         self._keep(self._card.keep())
         self._keep(self._gate.keep())
         self._keep(self._rebalancing.keep())
@@ -242,6 +253,7 @@ class Stack:
                     keeper.port,
                     time.monotonic(),
                     lease=self._gate.lease(name),
+                    why=self._on_demand.why(keeper.service),
                     trouble=self._trouble() if name == GATEWAY else self._rebalancing.why(name),
                 )
                 for name, keeper in self._supervisor.keepers.items()
@@ -396,6 +408,7 @@ class Stack:
     async def _end(self, *, drain: bool) -> None:
         try:
             self._journal.write("daemon", why="stopping")
+            self.activator.close("the stack is stopping")
             await self._supervisor.stop_in_order([GATEWAY], drain=drain)
             rest = [name for name in self._supervisor.services if name != GATEWAY]
             await self._supervisor.stop_in_order(rest, drain=drain)
@@ -430,7 +443,16 @@ class Stack:
         service = self._supervisor.services[name]
         return service.want is Want.DOWN or service.state in {State.BACKOFF, State.FAILED}
 
+    def _note_confirmed(self, route: str, elapsed_s: float) -> None:
+        self._publication.note_confirmed(route, elapsed_s)
+        self.activator.note_change()
+
     def _note_change(self, before: Service, after: Service) -> None:
+        self._follow_change(before, after)
+        self.activator.note_change()  # the lists are written by now
+
+    def _follow_change(self, before: Service, after: Service) -> None:
+        self._on_demand.note_change(after)
         self._gate.note_change(before, after)
         self._remembering.soon()
         self.on_change()

@@ -105,6 +105,11 @@ class Layout:
         return self.directory / "admin.sock"
 
     @property
+    def activator_socket(self) -> Path:
+        """Where the daemon answers requests that no upstream answers."""
+        return self.directory / "activator.sock"
+
+    @property
     def hot_restart_sockets(self) -> Path:
         """What the names of Envoy's hot restart sockets start with."""
         return self.directory / "hot"

@@ -31,8 +31,12 @@ class Documents:
     def lists(self, upstream_lists: Mapping[str, UpstreamList]) -> Iterator[tuple[Path, Build]]:
         """One upstream list for each route."""
         for route in self.routes:
-            build = partial(envoy_clusters.upstreams, route.name, upstream_lists[route.name])
+            build = partial(self.upstreams, route.name, upstream_lists[route.name])
             yield self.layout.upstreams(route.name), build
+
+    def upstreams(self, route: str, upstream_list: UpstreamList) -> Document:
+        """The upstream list of one route."""
+        return envoy_clusters.upstreams(route, upstream_list, self.layout.activator_socket)
 
     def clusters(self) -> Iterator[tuple[Path, Build]]:
         """CDS, once for an Envoy that can hold streams and once for any other."""

@@ -25,6 +25,8 @@ from llmsup.services.envoy_origins import REFUSAL, of_strangers
 
 RETRY_UNSENT = "connect-failure,refused-stream,reset-before-request"
 RETRY_UNANSWERED = f"{RETRY_UNSENT},reset"
+RETRY_HEADER = "x-llmsup-retry"
+"""In an answer of the activator: an upstream answers now."""
 DIRECT_RESPONSE_MAX_BYTES = 1024 * 1024
 
 # Envoy refuses a regex of more than 100 steps, hence more than one.
@@ -53,6 +55,7 @@ def route_table(
     host: Document = {
         "name": LISTENER,
         "domains": ["*"],
+        "response_headers_to_remove": [RETRY_HEADER],
         "routes": [
             _open(_says("alive", {"path": ALIVE_PATH}, 200, {"status": "alive"}), api_keys),
             _open(_health(not_ready), api_keys),
@@ -186,10 +189,11 @@ def _retry_policy(retry_on: str, services: int) -> Document:
     No status is in `retry_on`: a 4xx or a 503 of a server is an answer.
     """
     return {
-        "retry_on": retry_on,
-        # Each service once, and the first once more: a request that crashes servers was given six
-        # tries, and crashed each of two servers three times.
-        "num_retries": max(services, 1),
+        "retry_on": f"{retry_on},retriable-headers",
+        "retriable_headers": [{"name": RETRY_HEADER, "present_match": True}],
+        # Each service once, then the activator, and the first once more: a request that crashes
+        # servers was given six tries, and crashed each of two servers three times.
+        "num_retries": services + 1,
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.1s"},
         # Without it every retry goes to the upstream that has just died.
         "retry_priority": {

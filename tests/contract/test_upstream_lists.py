@@ -79,7 +79,7 @@ def test_list_of_somebody_else_is_mended(stack: Stack) -> None:
     """A lost notification looks the same: Envoy has another list than the one published."""
     chat = Upstream("chat", Endpoint("127.0.0.1", stack.stubs["code"].port), is_fallback=False)
     foreign = stack.layout.temporary / "foreign"
-    foreign.write_text(json.dumps(upstreams("chat-7b", (chat,))))
+    foreign.write_text(json.dumps(upstreams("chat-7b", (chat,), stack.layout.activator_socket)))
     foreign.rename(stack.layout.upstreams("chat-7b"))
     wait_until(lambda: stack.ask().json()["stub"]["name"] == "code", "Envoy took it")
 
@@ -280,4 +280,5 @@ def test_list_always_ends_as_desired(stack: Stack, members: dict[str, State]) ->
 
     assert stack.gateway.confirmed["chat-7b"] == tuple(members)
     seen = (stack.clusters() or {})["chat-7b"]
-    assert [it.host.endpoint.port for it in seen] == [stack.stubs[name].port for name in members]
+    endpoints = [Endpoint("127.0.0.1", stack.stubs[name].port) for name in members]
+    assert [it.host.endpoint for it in seen] == [*endpoints, stack.layout.activator_socket]

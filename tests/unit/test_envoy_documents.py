@@ -215,8 +215,10 @@ def test_list_keeps_its_order_as_priorities() -> None:
             Upstream("chat", Endpoint("127.0.0.1", 8001), is_fallback=False, is_draining=True),
             Upstream("code", Endpoint("127.0.0.1", 8004), is_fallback=True),
         ),
+        Path("/run/activator.sock"),
     )
 
+    *endpoints, activator = resource(document)["endpoints"]
     listed = [
         (
             it["priority"],
@@ -224,12 +226,15 @@ def test_list_keeps_its_order_as_priorities() -> None:
             it["lb_endpoints"][0]["health_status"],
             it["lb_endpoints"][0]["metadata"]["filter_metadata"]["llmsup"],
         )
-        for it in resource(document)["endpoints"]
+        for it in endpoints
     ]
     assert listed == [
         (0, 8001, "DRAINING", {"service": "chat", "fallback": "false"}),
         (1, 8004, "HEALTHY", {"service": "code", "fallback": "true"}),
     ]
+    assert activator["priority"] == 2
+    (endpoint,) = activator["lb_endpoints"]
+    assert endpoint["endpoint"]["address"] == {"pipe": {"path": "/run/activator.sock"}}
     assert resource(document)["cluster_name"] == "chat-7b"
 
 
@@ -238,8 +243,11 @@ def test_list_keeps_its_order_as_priorities() -> None:
 
 def test_statuses_are_answers_and_never_repeated() -> None:
     for entry in proxied():
-        asked = set(entry["route"]["retry_policy"]["retry_on"].split(","))
-        assert asked <= {"connect-failure", "refused-stream", "reset-before-request", "reset"}
+        policy = entry["route"]["retry_policy"]
+        unanswered = {"connect-failure", "refused-stream", "reset-before-request", "reset"}
+        assert set(policy["retry_on"].split(",")) <= unanswered | {"retriable-headers"}
+        told = [header["name"] for header in policy["retriable_headers"]]
+        assert told == ["x-llmsup-retry"], "which only the activator sends"
 
 
 @pytest.mark.parametrize(
@@ -281,11 +289,13 @@ def test_only_known_inference_paths_are_repeated_once_sent(
     assert matching[:1] == ([] if is_repeated is None else [is_repeated])
 
 
-def test_a_request_is_tried_once_more_than_there_are_services() -> None:
-    """Six tries let one request that crashes a server crash each of two servers three times."""
+def test_a_request_is_tried_twice_more_than_there_are_services() -> None:
+    """Once the activator, and once again a service: with more, one request that crashes servers
+    crashes each of two servers three times.
+    """
     tries = {entry["name"]: entry["route"]["retry_policy"]["num_retries"] for entry in proxied()}
 
-    assert tries == {"chat-7b": 2, "a/b:c": 1}
+    assert tries == {"chat-7b": 3, "a/b:c": 2}
 
 
 def test_every_regex_is_short_enough_for_envoy() -> None:
@@ -319,6 +329,8 @@ def test_literal_doubles_percent() -> None:
 
 
 def test_clusters_are_read_in_order_of_priority() -> None:
+    activator = {"address": {"pipe": {"path": "/run/activator.sock"}}, "priority": 2}
+
     def host(port: int, **keys: Any) -> dict[str, Any]:
         return {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}} | keys
 
@@ -327,11 +339,16 @@ def test_clusters_are_read_in_order_of_priority() -> None:
             {
                 "name": "chat-7b",
                 "host_statuses": [
+                    activator,
                     host(8004, priority=1, health_status={"eds_health_status": "HEALTHY"}),
                     host(
                         8001,
                         health_status={"eds_health_status": "DRAINING"},
-                        stats=[{"name": "rq_active", "value": "2"}, {"name": "rq_error"}],
+                        stats=[
+                            {"name": "rq_active", "value": "2"},
+                            {"name": "rq_total", "value": "9"},
+                            {"name": "rq_error"},
+                        ],
                     ),
                 ],
             },
@@ -342,11 +359,16 @@ def test_clusters_are_read_in_order_of_priority() -> None:
     seen = envoy_admin.parse_clusters(json.dumps(body).encode())
 
     assert seen["empty"] == ()
-    assert [(it.host.endpoint.port, it.host.is_draining) for it in seen["chat-7b"]] == [
-        (8001, True),
-        (8004, False),
+    assert [it.host for it in seen["chat-7b"]] == [
+        envoy_admin.Host(Endpoint("127.0.0.1", 8001), is_draining=True),
+        envoy_admin.Host(Endpoint("127.0.0.1", 8004), is_draining=False),
+        envoy_admin.Host(Path("/run/activator.sock"), is_draining=False),
     ]
-    assert [it.requests_active for it in seen["chat-7b"]] == [2, 0]
+    assert [(it.requests_active, it.requests_total) for it in seen["chat-7b"]] == [
+        (2, 9),
+        (0, 0),
+        (0, 0),
+    ]
 
 
 @pytest.mark.parametrize("body", [b"", b"no", b"[]", b'{"cluster_statuses": [{}]}'])
