@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 
 CONFIRM_TIMEOUT_S = 1.0
 """How long Envoy is waited for to have the list with the service that became ready."""
+
+
+DEATH_TIMEOUT_S = 0.25
+"""How long the death of a service that is ready, but left a request, is waited for."""
 
 
 class Stack(Protocol):
@@ -77,10 +82,12 @@ class Activator:
         if route is None:
             await _refuse(send, "The route of this request is not known any more.")
             return
+        # By now, not after a long body: then it would only have become ready meanwhile.
+        is_left = isinstance(self._look(route), Repeat) and self._stack.is_confirmed(route.name)
         while (await receive()).get("more_body"):
             pass
         gone = asyncio.ensure_future(receive())  # nothing else comes after the body
-        held = asyncio.ensure_future(self._wait(route))
+        held = asyncio.ensure_future(self._wait(route, is_left=is_left))
         self.held += 1
         try:
             await asyncio.wait({gone, held}, return_when=asyncio.FIRST_COMPLETED)
@@ -91,8 +98,14 @@ class Activator:
             for task in (gone, held):
                 task.cancel()
 
-    async def _wait(self, route: Route) -> Repeat | Refuse:
-        """Until the request can be repeated or has to be refused."""
+    async def _wait(self, route: Route, *, is_left: bool) -> Repeat | Refuse:
+        """Until the request can be repeated or has to be refused.
+
+        `is_left`: a service of its route was ready when it came here. That one did not answer, so
+        it will be seen to have died, but may not have been yet.
+        """
+        if is_left:
+            await self._wait_for_death(route)
         try:
             async with asyncio.timeout(self._hold_timeout_s):
                 while isinstance(answer := self._look(route), Hold):
@@ -114,6 +127,12 @@ class Activator:
             self._stack.load(answer.service)
             answer = self._stack.demand(route)
         return answer
+
+    async def _wait_for_death(self, route: Route) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DEATH_TIMEOUT_S):
+                while isinstance(self._look(route), Repeat) and not self._is_handed_over:
+                    await self._changed.wait()
 
     async def _wait_confirmed(self, route: Route) -> None:
         try:

@@ -28,6 +28,7 @@ from llmsup.host.replace import fingerprint, replace_file
 from llmsup.services import envoy
 from llmsup.services.envoy_admin import Clusters, has, services, traffic
 from llmsup.services.envoy_documents import Build, Documents
+from llmsup.services.envoy_routes import Health
 from llmsup.services.launch import Launch
 from llmsup.troubles import Troubles
 
@@ -101,7 +102,7 @@ class Gateway:
         self._troubles = troubles or Troubles()
         self._changed = asyncio.Event()
         self._pending: dict[str, _Pending] = {}
-        self._not_ready: tuple[str, ...] = ()
+        self._health = Health()
         self._unwritten: set[Path] = set()
         self._held: frozenset[Path] = frozenset()  # until Envoy has the clusters that they name
         self._goes_over_at = 0.0
@@ -211,7 +212,7 @@ class Gateway:
     def _files(self) -> Iterator[tuple[Path, Build]]:
         """Every file as it should be by now."""
         yield from self._documents.lists(self.published)
-        for path, build in self._documents.tables(self._not_ready):
+        for path, build in self._documents.tables(self._health):
             if path not in self._held:
                 yield path, build
 
@@ -224,9 +225,14 @@ class Gateway:
         self._written[path] = self._fingerprint(path)
 
     def publish(
-        self, members: Mapping[str, Member], not_ready: tuple[str, ...] = ()
+        self,
+        members: Mapping[str, Member],
+        not_ready: tuple[str, ...] = (),
+        statuses: Mapping[str, str] | None = None,
     ) -> tuple[str, ...]:
         """Derive the upstream lists and write those that changed. Returns their routes' names.
+
+        `not_ready` and `statuses` are told as in `Health`.
 
         A write that fails is kept in `last_error` and tried again by `keep_confirmed`.
         """
@@ -236,9 +242,10 @@ class Gateway:
             self._pending[name] = _Pending(since=now, rewrite_at=now + REWRITE_AFTER_S)
             self.confirmed[name] = None
             self._changed.set()
-        if not_ready != self._not_ready:
+        health = Health(not_ready, statuses or {})
+        if health != self._health:
             self._unwritten.add(self._layout.routes)
-        self.desired, self._not_ready = wanted, not_ready
+        self.desired, self._health = wanted, health
         written = self._write_changes()
         self._tell_trouble()
         if self.last_error:
@@ -253,7 +260,7 @@ class Gateway:
         self.last_error = ""
         written = tuple(filter(self._write_list, routing.diff(self.desired, self.published)))
         if self._unwritten:
-            for path, build in self._documents.tables(self._not_ready):
+            for path, build in self._documents.tables(self._health):
                 is_due = path in self._unwritten and path not in self._held
                 if is_due and self._try_replace(path, build()):
                     self._unwritten.discard(path)
@@ -275,7 +282,7 @@ class Gateway:
 
     def wake(self) -> None:
         """See to it that Envoy, which was started, has every document whatever it read first."""
-        self._unwritten.update(path for path, _ in self._documents.tables(self._not_ready))
+        self._unwritten.update(path for path, _ in self._documents.tables(self._health))
         self._doubt(*(route.name for route in self._routes))
         self.confirmed = dict.fromkeys(self.confirmed)
 

@@ -65,6 +65,10 @@ class OnDemand:
         """Whether requests wait for it, as in `core.demand`."""
         return service.name in self._names and demand.is_cold(service)
 
+    def status(self, route: Route) -> str:
+        """What `/v1/models` says of the route."""
+        return demand.status(self.demand(route), self.asleep)
+
     def why(self, service: Service) -> str:
         """Why it is down, where a request would load it; else empty."""
         if service.name not in self._names or service.want is Want.UP:

@@ -23,13 +23,16 @@ class Publication:
         routes: tuple[Route, ...],
         keepers: Mapping[str, Keeper],
         journal: Journal,
+        *,
         is_cold: Callable[[Service], bool],
+        status: Callable[[Route], str],
     ) -> None:
         self._gateway = gateway
         self._routes = routes
         self._keepers = keepers
         self._journal = journal
         self._is_cold = is_cold
+        self._status = status
 
     def bring_up_to_date(self) -> None:
         """Have the gateway write what differs from what it wrote before."""
@@ -50,7 +53,8 @@ class Publication:
             and keeper.service.state is not State.READY
             and not self._is_cold(keeper.service)  # which is nothing amiss
         )
-        for route in self._gateway.publish(members, not_ready):
+        statuses = {route.name: self._status(route) for route in self._routes}
+        for route in self._gateway.publish(members, not_ready, statuses):
             upstreams = self._published(route)
             log.info("route=%s upstreams=%s", route, ",".join(upstreams) or "-")
             self._journal.write("published", route=route, upstreams=upstreams)

@@ -141,7 +141,8 @@ class Stack:
             routes,
             self._supervisor.keepers,
             self._journal,
-            self._on_demand.is_cold,
+            is_cold=self._on_demand.is_cold,
+            status=self._on_demand.status,
         )
         self._rolls = Rolls(self._supervisor, self._keep)
         self._rebalancing = Rebalancing(

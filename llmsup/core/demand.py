@@ -68,6 +68,22 @@ def answer(route: Route, services: Mapping[str, Service], on_demand: Collection[
     return Refuse("; ".join(_said(services[name]) for name in route.services))
 
 
+def status(found: Answer, asleep: Collection[str]) -> str:
+    """What `/v1/models` says of a route whose requests get `found`, in the words of llama.cpp.
+
+    `asleep`: services that were unloaded because no request came.
+    """
+    match found:
+        case Repeat():
+            return "loaded"
+        case Hold():
+            return "loading"
+        case Start(name) if name in asleep:
+            return "sleeping"
+        case _:
+            return "unloaded"
+
+
 def _said(service: Service) -> str:
     why = f" ({service.why})" if service.why else ""
     return f"{service.name} is {service.state.value}{why}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from llmsup.core.routing import Endpoint, Route, UpstreamList
 from llmsup.services import envoy, envoy_clusters, envoy_listener
 from llmsup.services.envoy import Document, Layout
-from llmsup.services.envoy_routes import route_table
+from llmsup.services.envoy_routes import Health, route_table
 
 Build = Callable[[], Document]
 
@@ -54,11 +54,11 @@ class Documents:
         static = {"clusters": _untyped(clusters), "listeners": _untyped(listeners)}
         return {**document, "static_resources": static}
 
-    def tables(self, not_ready: Sequence[str]) -> Iterator[tuple[Path, Build]]:
+    def tables(self, health: Health) -> Iterator[tuple[Path, Build]]:
         """The others. They are written after the lists: a cluster without one stays rejected."""
         layout, keys, origins = self.layout, self.api_keys, self.allowed_origins
         yield from self.clusters()
-        yield layout.routes, partial(route_table, self.routes, keys, not_ready, origins)
+        yield layout.routes, partial(route_table, self.routes, keys, health, origins)
         yield layout.listeners, self._listeners
         yield layout.bootstrap, partial(envoy.bootstrap, layout)
         yield layout.holding_bootstrap, partial(envoy.bootstrap, layout, holds=True)

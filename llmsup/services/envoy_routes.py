@@ -1,7 +1,8 @@
 """Envoy's route table (RDS): which path and model go where, and what Envoy answers by itself."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from llmsup.core.routing import Route
@@ -45,23 +46,33 @@ CONTROLLING = r"/v1/stream.*|/v1/chat/completions/control(/.*)?"
 """What steers the requests of others: llama-server's streams and their control. Never exposed."""
 
 
+@dataclass(frozen=True)
+class Health:
+    """What Envoy answers by itself about services: for `/health` the wanted ones that are not
+    ready, and for `/v1/models` the status of each route, by its name.
+    """
+
+    not_ready: Sequence[str] = ()
+    statuses: Mapping[str, str] = field(default_factory=dict)
+
+
 def route_table(
     routes: Sequence[Route],
     api_keys: Sequence[str],
-    not_ready: Sequence[str],
+    health: Health,
     allowed_origins: Sequence[str] = (),
 ) -> Document:
-    """RDS. `not_ready` names the wanted services that are not ready, for `/health`."""
+    """RDS."""
     host: Document = {
         "name": LISTENER,
         "domains": ["*"],
         "response_headers_to_remove": [RETRY_HEADER],
         "routes": [
             _open(_says("alive", {"path": ALIVE_PATH}, 200, {"status": "alive"}), api_keys),
-            _open(_health(not_ready), api_keys),
+            _open(_health(health.not_ready), api_keys),
             _says("origin", of_strangers(allowed_origins), 403, REFUSAL),
             _nowhere("not exposed", {"safe_regex": {"regex": CONTROLLING}}),
-            *_models(routes),
+            *_models(routes, health.statuses),
             *_problems(),
             *(entry for route in routes for entry in _by_model(route)),
             *_unknown(routes),
@@ -123,9 +134,15 @@ def _health(not_ready: Sequence[str]) -> Document:
     return _says("health", match, 503, body, retry_after())
 
 
-def _models(routes: Sequence[Route]) -> Iterator[Document]:
+def _models(routes: Sequence[Route], statuses: Mapping[str, str]) -> Iterator[Document]:
     known = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "llmsup"}
+        {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "llmsup",
+            "status": {"value": statuses.get(route.name, "unloaded")},
+        }
         for route in routes
         for name in route.names
     ]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from llmsup import activator
 from llmsup.activator import Activator
 from llmsup.control.server import serve
 from llmsup.core.demand import Answer, Hold, Refuse, Repeat, Start
@@ -111,7 +112,7 @@ def test_the_activator_knows_routes_with_odd_names(cold: Stack) -> None:
         for route in ROUTES:
             cold.ask(route.name)
 
-        assert it.asked == [route.name for route in ROUTES]
+        assert list(dict.fromkeys(it.asked)) == [route.name for route in ROUTES]
 
 
 def test_a_server_is_not_told_of_routes(stack: Stack) -> None:
@@ -218,6 +219,25 @@ def test_requests_in_flight_at_a_kill_wait_for_the_only_server_to_be_back(stack:
             load(stack, it)
 
             assert services(futures) == {(200, "chat", "false")}
+
+
+def test_a_death_that_the_daemon_has_not_seen_yet_is_waited_for(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given its word that the server is ready, the request would be given up after two tries."""
+    monkeypatch.setattr(activator, "DEATH_TIMEOUT_S", 10)
+    stack.publish({"chat": State.READY})
+    with daemon(stack) as it, ThreadPoolExecutor(1) as pool:
+        it.answer = Repeat()
+        stack.stubs["chat"].kill()
+        asking = pool.submit(stack.ask)
+        held(it, 1)
+        it.say(Hold())
+        stack.publish({})
+        stack.start_stub("chat")
+        load(stack, it)
+
+        assert asking.result(20).status_code == 200
 
 
 def test_a_request_for_a_path_with_side_effects_is_held_too(cold: Stack) -> None:

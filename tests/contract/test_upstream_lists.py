@@ -16,7 +16,7 @@ from llmsup import gateway
 from llmsup.core.routing import Endpoint, Upstream
 from llmsup.core.service import State
 from llmsup.services.envoy_clusters import upstreams
-from llmsup.services.envoy_routes import route_table
+from llmsup.services.envoy_routes import Health, route_table
 from tests.contract.conftest import READY, ROUTES, Stack, wait_until
 
 SLOW = {"x-stub": json.dumps({"delay_ms": 600})}
@@ -248,7 +248,7 @@ def test_empty_table_of_somebody_else_is_mended_when_envoy_is_started_again(
 ) -> None:
     private.gateway.prepare()
     private.gateway.publish(private.members(READY))
-    table = route_table((), (), ())
+    table = route_table((), (), Health())
     spoil(private, private.layout.routes, json.dumps(table).encode())
     private.start_envoy()
     assert private.ask().status_code == 404

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.home import Home, free_ports, stub
+from tests.home import Home, free_ports, stub, wait_until
 
 LOAD_S = 1.0
 FAILING = ["/bin/sh", "-c", "echo no model; exit 1"]
@@ -199,6 +199,23 @@ def test_an_idle_server_is_unloaded_and_the_next_request_loads_it_again(
         assert ask(api).status_code == 200
 
     assert [e["service"] for e in home.events() if e["event"] == "unloaded"][:1] == ["chat"]
+
+
+def test_the_list_of_models_tells_which_is_loaded(home: Home) -> None:
+    write(home, "chat", ttl="1s", load_s=0.5)
+    home.start()
+
+    def status() -> str:
+        (model,) = api.get("/v1/models").json()["data"]
+        return str(model["status"]["value"])
+
+    with client(home) as api, ThreadPoolExecutor(1) as pool:
+        wait_until(lambda: status() == "unloaded", "unloaded")
+        asking = pool.submit(ask, api)
+        wait_until(lambda: status() == "loading", "loading", pause_s=0.001)
+        assert asking.result(60).status_code == 200
+        wait_until(lambda: status() == "loaded", "loaded", pause_s=0.001)
+        wait_until(lambda: status() == "sleeping", "sleeping")
 
 
 def test_a_server_is_not_unloaded_while_it_answers(home: Home) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsup.core.demand import Answer, Hold, Refuse, Repeat, Start, answer, is_cold
+from llmsup.core.demand import Answer, Hold, Refuse, Repeat, Start, answer, is_cold, status
 from llmsup.core.events import StartAsked
 from llmsup.core.lifecycle import step
 from llmsup.core.routing import Endpoint, Member, Route, desired
@@ -65,6 +65,20 @@ def test_the_fallback_of_one_that_failed_is_started() -> None:
 )
 def test_a_restart_is_waited_for(state: State) -> None:
     assert asked(service("chat", state), CODE_DOWN) == Hold()
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (Repeat(), "loaded"),
+        (Hold(), "loading"),
+        (Start("chat"), "sleeping"),
+        (Start("code"), "unloaded"),
+        (Refuse("chat is failed"), "unloaded"),
+    ],
+)
+def test_the_status_of_a_model_is_what_a_request_would_get(found: Answer, said: str) -> None:
+    assert status(found, {"chat"}) == said
 
 
 services = st.builds(

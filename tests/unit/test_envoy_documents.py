@@ -27,7 +27,7 @@ from llmsup.services.envoy import (
 )
 from llmsup.services.envoy_clusters import clusters, upstreams
 from llmsup.services.envoy_listener import listeners
-from llmsup.services.envoy_routes import route_table
+from llmsup.services.envoy_routes import Health, route_table
 
 LAYOUT = Layout(Path("/run/user/1000/llm sup/gateway"))
 LISTEN = Endpoint("127.0.0.1", 8000)
@@ -44,7 +44,7 @@ def manager() -> dict[str, Any]:
 
 
 def entries(**keys: Any) -> list[dict[str, Any]]:
-    arguments = {"routes": ROUTES, "api_keys": (), "not_ready": ()} | keys
+    arguments = {"routes": ROUTES, "api_keys": (), "health": Health()} | keys
     return list(resource(route_table(**arguments))["virtual_hosts"][0]["routes"])
 
 
@@ -311,6 +311,19 @@ def test_keys_are_asked_for_everywhere_but_at_health() -> None:
     ]
 
     assert disabled == ["alive", "health"]
+
+
+def test_every_name_of_a_route_has_its_status() -> None:
+    listed = next(
+        it for it in entries(health=Health((), {"chat-7b": "loading"})) if it["name"] == "models"
+    )
+
+    models = json.loads(listed["direct_response"]["body"]["inline_string"])["data"]
+    assert {it["id"]: it["status"]["value"] for it in models} == {
+        "chat-7b": "loading",
+        "gpt-4o-mini": "loading",
+        "a/b:c": "unloaded",
+    }
 
 
 def test_percent_in_a_known_name_is_no_command_of_envoy() -> None:
