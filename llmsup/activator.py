@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmsup.config.units import duration
 from llmsup.core import demand
@@ -47,11 +47,17 @@ class Stack(Protocol):
 
 
 class Activator:
-    """An ASGI application. Requests of all routes wait in it, up to `hold_timeout_s` each."""
+    """An ASGI application. Requests of all routes wait in it, up to `hold_timeout_s` each.
 
-    def __init__(self, routes: Sequence[Route], stack: Stack, hold_timeout_s: float) -> None:
+    `control` gets what Envoy sends here for itself, and not for want of an upstream.
+    """
+
+    def __init__(
+        self, routes: Sequence[Route], stack: Stack, hold_timeout_s: float, control: ASGIApp
+    ) -> None:
         self._routes = {cluster_name(route.name): route for route in routes}
         self._stack = stack
+        self._control = control
         self._hold_timeout_s = hold_timeout_s
         self._changed = asyncio.Event()
         self._closing = ""
@@ -78,7 +84,11 @@ class Activator:
         if scope["type"] != "http":
             return
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        route = self._routes.get(headers.get(ROUTE_HEADER.encode(), b"").decode("latin-1"))
+        name = headers.get(ROUTE_HEADER.encode())
+        if name is None:
+            await self._control(scope, receive, send)
+            return
+        route = self._routes.get(name.decode("latin-1"))
         if route is None:
             await _refuse(send, "The route of this request is not known any more.")
             return

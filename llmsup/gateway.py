@@ -78,6 +78,7 @@ class Gateway:
         api_keys: tuple[str, ...] = (),
         allowed_origins: tuple[str, ...] = (),
         *,
+        admin_keys: tuple[str, ...] = (),
         troubles: Troubles | None = None,
         write: Callable[[Path, Path, bytes], None] = replace_file,
         fingerprint: Callable[[Path], object] = fingerprint,
@@ -93,6 +94,7 @@ class Gateway:
             api_keys,
             envoy_hold.module(),
             allowed_origins,
+            admin_keys=admin_keys,
         )
         self._write = write
         self._fingerprint = fingerprint

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 
-from llmsup import __version__
+from llmsup import __version__, models_api
 from llmsup.activator import Activator
 from llmsup.adoption import Remembering, Takeover, take_over
 from llmsup.bookkeeping import Books
@@ -86,7 +86,7 @@ class Stack:
         self._sizing = Sizing(profile, environ, lambda: self._books.ledger, paths.engines)
         self._evidence = Evidence(
             paths.crashes,
-            secrets=lambda: loaded.api_keys,
+            secrets=lambda: (*loaded.api_keys, *loaded.admin_keys),
             gpu=lambda: gpu_info(self._card.device),
         )
         self.gateway = Gateway(
@@ -95,6 +95,7 @@ class Stack:
             parse_listen(profile.gateway.listen),
             loaded.api_keys,
             profile.gateway.allowed_origins,
+            admin_keys=loaded.admin_keys,
             troubles=troubles,
         )
         self._memory = memory.load(paths.memory, str(loaded.path)).services
@@ -135,7 +136,9 @@ class Stack:
         self._on_demand = OnDemand(
             self._supervisor, self.gateway, self._journal, on_demand(profile), ttls_s(profile)
         )
-        self.activator = Activator(routes, self._on_demand, profile.gateway.hold_timeout_s)
+        self.activator = Activator(
+            routes, self._on_demand, profile.gateway.hold_timeout_s, models_api.app(routes, self)
+        )
         self._publication = Publication(
             self.gateway,
             routes,

@@ -252,12 +252,14 @@ class Gpu(Table, frozen=True):
 class Gateway(Table, frozen=True):
     """The OpenAI-compatible endpoint.
 
+    `admin_keys_file`: the keys of those who may load and unload models through it.
     `hold_timeout_s`: how long a request waits for a service that loads or is restarted.
     """
 
     listen: Text = "127.0.0.1:8000"
     listen_without_api_keys: str | None = None
     api_keys_file: Text | None = None
+    admin_keys_file: Text | None = None
     allowed_origins: tuple[Origin, ...] = ()
     envoy: Text | None = None
     liveness_timeout_s: Seconds = field(default=10.0, name="liveness_timeout")

@@ -29,6 +29,8 @@ METADATA = "llmsup"
 """The namespace of what we attach to endpoints."""
 
 LISTENER = "gateway"
+ACTIVATOR = ".activator"
+"""The cluster of the activator; no route's cluster begins with a dot."""
 DOWNSTREAM_CONNECTIONS_MAX = 2000
 SPARE_INSTANCES = 3
 """Envoy opens an inotify instance for each upstream list, and these for LDS, CDS and RDS."""

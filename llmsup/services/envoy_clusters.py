@@ -8,6 +8,7 @@ import msgspec
 
 from llmsup.core.routing import Route, Upstream, UpstreamList
 from llmsup.services.envoy import (
+    ACTIVATOR,
     METADATA,
     TYPE,
     Document,
@@ -36,11 +37,13 @@ def clusters(
     """
     holds = [hold_filter(hold_module)] if hold_module else []
     names = (*(cluster_name(route.name) for route in routes), *leaving)
-    return discovery(*(_cluster(layout, name, holds) for name in names))
+    clusters = (_cluster(layout, name, holds) for name in names)
+    return discovery(*clusters, _activator_cluster(layout))
 
 
 class _Named(msgspec.Struct, frozen=True):
     name: str
+    type: str
 
 
 class _Clusters(msgspec.Struct, frozen=True):
@@ -48,9 +51,12 @@ class _Clusters(msgspec.Struct, frozen=True):
 
 
 def parse_names(content: bytes) -> frozenset[str]:
-    """The names in a file that `clusters` made. Raises ValueError for any other."""
+    """The names of the routes' clusters in a file that `clusters` made.
+
+    Raises ValueError for any other file.
+    """
     decoded = msgspec.json.decode(content, type=_Clusters)
-    return frozenset(cluster.name for cluster in decoded.resources)
+    return frozenset(cluster.name for cluster in decoded.resources if cluster.type == "EDS")
 
 
 def hold_filter(module: bytes) -> Document:
@@ -114,6 +120,19 @@ def _cluster(layout: Layout, name: str, holds: Sequence[Document]) -> Document:
             ]
         },
         **_protocol(*holds, told),
+    }
+
+
+def _activator_cluster(layout: Layout) -> Document:
+    """For requests that are the daemon's own business, whatever route there is."""
+    address = {"pipe": {"path": str(layout.activator_socket)}}
+    endpoint = {"lb_endpoints": [{"endpoint": {"address": address}}]}
+    return {
+        "@type": TYPE + "envoy.config.cluster.v3.Cluster",
+        "name": ACTIVATOR,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": ACTIVATOR, "endpoints": [endpoint]},
     }
 
 

@@ -27,6 +27,7 @@ class Documents:
     hold_module: bytes
     allowed_origins: Sequence[str] = ()
     leaving: Sequence[str] = ()
+    admin_keys: Sequence[str] = ()
 
     def lists(self, upstream_lists: Mapping[str, UpstreamList]) -> Iterator[tuple[Path, Build]]:
         """One upstream list for each route."""
@@ -57,8 +58,9 @@ class Documents:
     def tables(self, health: Health) -> Iterator[tuple[Path, Build]]:
         """The others. They are written after the lists: a cluster without one stays rejected."""
         layout, keys, origins = self.layout, self.api_keys, self.allowed_origins
+        table = partial(route_table, self.routes, keys, health, origins, admin_keys=self.admin_keys)
         yield from self.clusters()
-        yield layout.routes, partial(route_table, self.routes, keys, health, origins)
+        yield layout.routes, table
         yield layout.listeners, self._listeners
         yield layout.bootstrap, partial(envoy.bootstrap, layout)
         yield layout.holding_bootstrap, partial(envoy.bootstrap, layout, holds=True)

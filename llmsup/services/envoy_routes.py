@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from llmsup.core.routing import Route
 from llmsup.services.envoy import (
+    ACTIVATOR,
     ALIVE_PATH,
     LISTENER,
     METADATA,
@@ -28,6 +29,8 @@ RETRY_UNSENT = "connect-failure,refused-stream,reset-before-request"
 RETRY_UNANSWERED = f"{RETRY_UNSENT},reset"
 RETRY_HEADER = "x-llmsup-retry"
 """In an answer of the activator: an upstream answers now."""
+LOAD_PATH = "/models/load"
+UNLOAD_PATH = "/models/unload"
 DIRECT_RESPONSE_MAX_BYTES = 1024 * 1024
 
 # Envoy refuses a regex of more than 100 steps, hence more than one.
@@ -61,8 +64,12 @@ def route_table(
     api_keys: Sequence[str],
     health: Health,
     allowed_origins: Sequence[str] = (),
+    *,
+    admin_keys: Sequence[str] = (),
 ) -> Document:
-    """RDS."""
+    """RDS. With an admin key everything may be done, with an API key all but loading models."""
+    if api_keys:
+        api_keys = tuple(dict.fromkeys((*api_keys, *admin_keys)))
     host: Document = {
         "name": LISTENER,
         "domains": ["*"],
@@ -72,6 +79,7 @@ def route_table(
             _open(_health(health.not_ready), api_keys),
             _says("origin", of_strangers(allowed_origins), 403, REFUSAL),
             _nowhere("not exposed", {"safe_regex": {"regex": CONTROLLING}}),
+            *_control(admin_keys),
             *_models(routes, health.statuses),
             *_problems(),
             *(entry for route in routes for entry in _by_model(route)),
@@ -132,6 +140,20 @@ def _health(not_ready: Sequence[str]) -> Document:
         **error(message, "not_ready", kind="unavailable_error"),
     }
     return _says("health", match, 503, body, retry_after())
+
+
+def _control(admin_keys: Sequence[str]) -> Iterator[Document]:
+    """Loading and unloading models, for those who have a key for it."""
+    if not admin_keys:
+        return
+    post = {"name": ":method", "string_match": {"exact": "POST"}}
+    for path in (LOAD_PATH, UNLOAD_PATH):
+        yield {
+            "name": path,
+            "match": {"path": path, "headers": [post]},
+            "route": {"cluster": ACTIVATOR, "timeout": "30s"},
+            "typed_per_filter_config": {"envoy.filters.http.api_key_auth": _keys(admin_keys)},
+        }
 
 
 def _models(routes: Sequence[Route], statuses: Mapping[str, str]) -> Iterator[Document]:

@@ -12,13 +12,15 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from llmsup import activator
+from llmsup import activator, models_api
 from llmsup.activator import Activator
+from llmsup.control import wire
 from llmsup.control.server import serve
 from llmsup.core.demand import Answer, Hold, Refuse, Repeat, Start
 from llmsup.core.routing import Route
 from llmsup.core.service import State
-from tests.contract.conftest import ROUTES, Stack, wait_until
+from llmsup.errors import LlmsupError
+from tests.contract.conftest import ROUTES, Stack, running, wait_until
 from tests.contract.test_failover import in_flight, services, stub
 
 
@@ -38,7 +40,8 @@ class Daemon:
 
     async def _run(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        self.activator = Activator(ROUTES, self, self._hold_timeout_s)
+        control = models_api.app(ROUTES, self)
+        self.activator = Activator(ROUTES, self, self._hold_timeout_s, control)
         async with serve(self.activator, self.stack.layout.activator_socket):
             self._started.set()
             await self._end.wait()
@@ -60,6 +63,12 @@ class Daemon:
     def load(self, service: str) -> None:
         self.loads.append(service)
         self.answer = Hold()
+
+    def start(self, services: tuple[str, ...]) -> wire.Answer:
+        return wire.Answer(changed=list(services), message="")
+
+    def stop(self, services: tuple[str, ...], *, now: bool) -> wire.Answer:
+        raise LlmsupError("a new daemon takes over just now", hint="try again")
 
     def is_confirmed(self, route: str) -> bool:
         return True
@@ -269,3 +278,74 @@ def test_without_a_daemon_the_gateway_refuses_by_itself(cold: Stack) -> None:
 
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "model_unavailable"
+
+
+# --- loading and unloading
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Stack]:
+    """A gateway with an API key and an admin key."""
+    with running(api_keys=("sk-1",), admin_keys=("sk-admin",)) as stack:
+        yield stack
+
+
+def control(stack: Stack, verb: str, key: str, **body: object) -> httpx.Response:
+    return stack.client.post(f"/models/{verb}", json=body, headers={"x-api-key": key})
+
+
+@pytest.mark.parametrize("verb", ["load", "unload"])
+@pytest.mark.parametrize("key", ["", "sk-1", "sk-2"])
+def test_models_are_not_loaded_without_an_admin_key(guarded: Stack, verb: str, key: str) -> None:
+    answer = control(guarded, verb, key, model="chat-7b")
+
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize("verb", ["load", "unload"])
+def test_where_there_are_no_admin_keys_there_is_nothing(stack: Stack, verb: str) -> None:
+    assert control(stack, verb, "", model="chat-7b").status_code == 404
+
+
+def test_with_an_admin_key_models_are_loaded_and_asked(guarded: Stack) -> None:
+    with daemon(guarded):
+        loaded = control(guarded, "load", "sk-admin", model="gpt-4o-mini")
+
+    assert (loaded.status_code, loaded.json()) == (200, {"success": True})
+    assert guarded.ask(headers={"x-api-key": "sk-admin"}).status_code == 200
+    assert guarded.ask(headers={"x-api-key": "sk-1"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"model": "nobody"}, 404, "known models: chat-7b, gpt-4o-mini"),
+        ({"model": 1}, 400, "expected"),
+        ({}, 400, "expected"),
+        ({"model": "x" * 100_000}, 413, "larger than"),
+    ],
+)
+def test_what_names_no_model_is_refused(
+    guarded: Stack, body: dict[str, object], status: int, words: str
+) -> None:
+    with daemon(guarded):
+        answer = control(guarded, "load", "sk-admin", **body)
+
+    assert answer.status_code == status
+    assert words in answer.json()["error"]["message"]
+
+
+def test_a_daemon_that_cannot_unload_just_now_says_so(guarded: Stack) -> None:
+    with daemon(guarded):
+        answer = control(guarded, "unload", "sk-admin", model="chat-7b")
+
+    assert answer.status_code == 503
+    assert "takes over just now" in answer.json()["error"]["message"]
+
+
+def test_a_web_page_loads_no_models(guarded: Stack) -> None:
+    headers = {"x-api-key": "sk-admin", "origin": "https://example.com"}
+    answer = guarded.client.post("/models/load", json={"model": "chat-7b"}, headers=headers)
+
+    assert answer.status_code == 403

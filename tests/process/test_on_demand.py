@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -288,6 +289,31 @@ def test_a_killed_daemon_leaves_a_gateway_that_refuses_and_the_next_one_loads(ho
         assert ask(api).status_code == 200
 
 
+def test_models_are_loaded_and_unloaded_with_an_admin_key(home: Home) -> None:
+    keys = home.root / "admin-keys.txt"
+    keys.write_text("sk-admin\n")
+    keys.chmod(0o600)
+    write(home, "chat", load_s=0, gateway='admin_keys_file = "admin-keys.txt"')
+    home.start()
+
+    def control(verb: str) -> tuple[int, dict[str, Any]]:
+        headers = {"authorization": "Bearer sk-admin"}
+        answer = api.post(f"/models/{verb}", json={"model": "chat-7b"}, headers=headers)
+        return answer.status_code, answer.json()
+
+    with client(home) as api:
+        assert control("load") == (200, {"success": True})
+        home.wait_state("chat", "ready")
+        status, refused = control("load")
+        assert (status, refused["error"]["message"]) == (400, "model is already running")
+        assert control("unload") == (200, {"success": True})
+        home.wait_state("chat", "stopped")
+        assert control("unload")[0] == 400
+        (model,) = api.get("/v1/models").json()["data"]
+        assert model["status"] == {"value": "unloaded"}
+        assert ask(api).status_code == 200, "a request loads it again"
+
+
 def test_only_this_user_can_reach_the_activator(home: Home) -> None:
     write(home, "chat")
     home.start()
@@ -297,4 +323,4 @@ def test_only_this_user_can_reach_the_activator(home: Home) -> None:
         connection.settimeout(10)
         connection.connect(str(path))
         connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert connection.recv(1000).startswith(b"HTTP/1.1 503")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 404")

@@ -44,7 +44,7 @@ def manager() -> dict[str, Any]:
 
 
 def entries(**keys: Any) -> list[dict[str, Any]]:
-    arguments = {"routes": ROUTES, "api_keys": (), "health": Health()} | keys
+    arguments: dict[str, Any] = {"routes": ROUTES, "api_keys": (), "health": Health()} | keys
     return list(resource(route_table(**arguments))["virtual_hosts"][0]["routes"])
 
 
@@ -63,10 +63,9 @@ def test_admin_is_a_private_socket() -> None:
 
 def test_only_an_envoy_that_can_hold_streams_is_given_the_filter() -> None:
     assert "wasm" not in json.dumps(clusters(LAYOUT, ROUTES))
-    assert all(
-        "wasm" in json.dumps(each)
-        for each in clusters(LAYOUT, ROUTES, hold_module=b"x")["resources"]
-    )
+    *of_routes, activator = clusters(LAYOUT, ROUTES, hold_module=b"x")["resources"]
+    assert all("wasm" in json.dumps(each) for each in of_routes)
+    assert (activator["name"], "wasm" in json.dumps(activator)) == (".activator", False)
     for holds, file in ((False, LAYOUT.clusters), (True, LAYOUT.holding_clusters)):
         sources = bootstrap(LAYOUT, holds=holds)["dynamic_resources"]
         assert sources["cds_config"]["path_config_source"]["path"] == str(file)
@@ -189,7 +188,7 @@ def test_key_filter_is_first_and_the_keys_of_the_routes_enable_it() -> None:
 
 
 def test_retries_are_not_cut_by_the_default_limit_of_three() -> None:
-    for cluster in clusters(LAYOUT, ROUTES)["resources"]:
+    for cluster in clusters(LAYOUT, ROUTES)["resources"][: len(ROUTES)]:
         assert cluster["circuit_breakers"]["thresholds"][0]["max_retries"] == 1024
 
 
@@ -311,6 +310,20 @@ def test_keys_are_asked_for_everywhere_but_at_health() -> None:
     ]
 
     assert disabled == ["alive", "health"]
+
+
+def test_models_are_loaded_with_an_admin_key_only_and_it_opens_the_rest() -> None:
+    def keys(entry: dict[str, Any]) -> list[str]:
+        config = entry["typed_per_filter_config"]["envoy.filters.http.api_key_auth"]
+        return [each["key"] for each in config["credentials"]]
+
+    table = resource(route_table(ROUTES, ("sk-1",), Health(), admin_keys=("sk-2", "sk-1")))
+    (host,) = table["virtual_hosts"]
+    of_models = [it for it in host["routes"] if it["name"].startswith("/models/")]
+
+    assert [it["name"] for it in of_models] == ["/models/load", "/models/unload"]
+    assert [keys(it) for it in of_models] == [["sk-2", "sk-1"]] * 2
+    assert keys(host) == ["sk-1", "sk-2"], "Envoy refuses a key that is there twice"
 
 
 def test_every_name_of_a_route_has_its_status() -> None:
