@@ -42,7 +42,7 @@ class OnDemand:
         self._names = names
         self._ttls_s = ttls_s
         self._activities: dict[str, Activity] = {}
-        self.asleep: set[str] = set()  # unloaded because no request came
+        self._asleep: set[str] = set()  # unloaded because no request came
 
     # --- for the activator
 
@@ -61,19 +61,28 @@ class OnDemand:
 
     # --- what is told of them
 
+    def is_asleep(self, service: str) -> bool:
+        """Whether it was unloaded because no request came."""
+        return service in self._asleep
+
+    def recall(self, asleep: Collection[str]) -> frozenset[str]:
+        """Take over those that an earlier daemon unloaded. Returns the ones that stay so."""
+        self._asleep.update(self._ttls_s.keys() & set(asleep))
+        return frozenset(self._asleep)
+
     def is_cold(self, service: Service) -> bool:
         """Whether requests wait for it, as in `core.demand`."""
         return service.name in self._names and demand.is_cold(service)
 
     def status(self, route: Route) -> str:
         """What `/v1/models` says of the route."""
-        return demand.status(self.demand(route), self.asleep)
+        return demand.status(self.demand(route), self._asleep)
 
     def why(self, service: Service) -> str:
         """Why it is down, where a request would load it; else empty."""
         if service.name not in self._names or service.want is Want.UP:
             return ""
-        if service.name in self.asleep:
+        if service.name in self._asleep:
             idle_s = duration(self._ttls_s[service.name])
             return f"unloaded after {idle_s} without a request; the next one loads it"
         return "loaded by the first request"
@@ -81,7 +90,7 @@ class OnDemand:
     def note_change(self, after: Service) -> None:
         """It is not asleep any more once it is wanted up."""
         if after.want is Want.UP:
-            self.asleep.discard(after.name)
+            self._asleep.discard(after.name)
 
     # --- the watch
 
@@ -112,5 +121,5 @@ class OnDemand:
     def _unload(self, name: str, ttl_s: float) -> None:
         log.info("service=%s is unloaded after %s without a request", name, duration(ttl_s))
         self._journal.write("unloaded", service=name, why=f"no request for {duration(ttl_s)}")
-        self.asleep.add(name)
+        self._asleep.add(name)
         self._supervisor.stop([name])

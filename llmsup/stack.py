@@ -170,6 +170,7 @@ class Stack:
             self._supervisor.keepers,
             troubles,
             measured_bytes=self._measured_bytes,
+            is_asleep=self._on_demand.is_asleep,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Task[None] | None = None
@@ -195,10 +196,13 @@ class Stack:
         """
         self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
         asked = {name: each.asked for name, each in self._memory.items()}
+        idle = [name for name, each in asked.items() if each == "idle"]
+        down = {name for name, each in asked.items() if each == "down"}
+        down |= self._on_demand.recall(idle)
         up = [
             name
             for name in self._supervisor.keepers
-            if asked.get(name) == "up" or (name in self._wanted and asked.get(name) != "down")
+            if asked.get(name) == "up" or (name in self._wanted and name not in down)
         ]
         found = find(home_mark(self._paths))
         self.gateway.prepare(takes_over=any(each.service == GATEWAY for each in found))

@@ -133,6 +133,7 @@ def _activator_cluster(layout: Layout) -> Document:
         "type": "STATIC",
         "connect_timeout": "1s",
         "load_assignment": {"cluster_name": ACTIVATOR, "endpoints": [endpoint]},
+        **_protocol(),
     }
 
 

@@ -202,6 +202,22 @@ def test_an_idle_server_is_unloaded_and_the_next_request_loads_it_again(
     assert [e["service"] for e in home.events() if e["event"] == "unloaded"][:1] == ["chat"]
 
 
+def test_what_is_idle_stays_unloaded_under_a_new_daemon_while_it_has_a_ttl(home: Home) -> None:
+    write(home, "chat", ttl="300ms", start="always", load_s=0)
+    home.start()
+    idle = home.wait_state("chat", "stopped")
+    assert home.cli("restart", "--daemon").returncode == 0
+    wait_until(lambda: home.service("gateway")["state"] == "ready", "the gateway is adopted")
+    assert home.service("chat")["why"] == idle["why"]
+    with client(home) as api:
+        assert ask(api).status_code == 200
+    home.wait_state("chat", "stopped")
+
+    home.profile.write_text(home.profile.read_text().replace('ttl = "300ms"', 'ttl = "0s"'))
+    assert home.cli("reload").returncode == 0
+    home.wait_state("chat", "ready")
+
+
 def test_the_list_of_models_tells_which_is_loaded(home: Home) -> None:
     write(home, "chat", ttl="1s", load_s=0.5)
     home.start()
