@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.home import Home, free_ports, stub, wait_until
+from tests.home import Home, free_ports, is_alive, stub, wait_until
 
 LOAD_S = 1.0
 FAILING = ["/bin/sh", "-c", "echo no model; exit 1"]
@@ -275,6 +275,48 @@ def test_a_held_request_outlives_a_reload_of_the_daemon(home: Home) -> None:
         assert asking.result(60).status_code == 200, home.daemon_log()
 
     assert home.service("chat")["generation"] == 1
+
+
+def test_a_gateway_killed_while_it_holds_leaves_nothing_that_waits(home: Home) -> None:
+    """The clients are cut off by its death; the load goes on, and the next request is answered."""
+    write(home, "chat", load_s=2)
+    home.start()
+    with client(home) as api, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask, api)
+        home.wait_state("chat", "starting")
+        os.kill(home.service("gateway")["pid"], signal.SIGKILL)
+        with pytest.raises(httpx.TransportError):
+            asking.result(60)
+        wait_until(lambda: home.service("gateway")["generation"] == 2, "a new Envoy")
+        home.wait_state("gateway", "ready")
+        assert ask(api).status_code == 200
+
+    assert starts(home, "chat") == 1
+
+
+def test_a_server_killed_while_it_loads_is_loaded_again_for_who_waits(home: Home) -> None:
+    write(home, "chat", restart={"backoff": "100ms"})
+    home.start()
+    with client(home) as api, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask, api)
+        wait_until(lambda: home.service("chat")["pid"] is not None, "a process")
+        os.kill(home.service("chat")["pid"], signal.SIGKILL)
+
+        assert asking.result(60).status_code == 200
+
+    assert home.service("chat")["generation"] == 2
+
+
+def test_a_profile_that_turns_a_service_cold_ends_it_and_a_request_loads_it(home: Home) -> None:
+    write(home, "chat", start="always", load_s=0)
+    home.start()
+    old = home.wait_state("chat", "ready")
+    text = home.profile.read_text().replace('start = "always"', 'start = "on-demand"')
+    home.profile.write_text(text)
+    assert home.cli("reload").returncode == 0
+    wait_until(lambda: not is_alive(old["pid"]), "the end of the old process")
+    with client(home) as api:
+        assert ask(api).status_code == 200
 
 
 def test_a_stop_ends_the_wait_of_those_who_are_held(home: Home) -> None:
