@@ -21,6 +21,7 @@ from llmsup.config.load import Loaded
 from llmsup.config.paths import Paths
 from llmsup.control.wire import Answer, Status, UpstreamsInfo
 from llmsup.core import card, offload
+from llmsup.core.grant import may_use_card
 from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
@@ -108,6 +109,7 @@ class Stack:
             Placing(self._sizing, offload.plan),
             users,
             lambda: self._supervisor.services,
+            leaving=lambda: self._strays.card_users,
             short_bytes=short_bytes,
             on_placed=self._news.note_placed,
             on_measured=self._note_measured,
@@ -215,7 +217,8 @@ class Stack:
             log.info("adopted %s", _listed(sorted(taken.adopted)))
             self._journal.write("daemon", why=f"adopted {_listed(sorted(taken.adopted))}")
         strays = taken.strays - self._retire_earlier(found, taken)
-        self._strays.note(strays)
+        on_card = {each.mark: each.service for each in found if may_use_card(each.grant)}
+        self._strays.note(strays, on_card)
         if strays:
             self._keep(self._end_strays(found, is_routed=GATEWAY in taken.adopted))
         self._supervisor.start((name for name in up if name not in taken.adopted), forgive=False)

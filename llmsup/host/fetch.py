@@ -43,15 +43,22 @@ async def connect(target: Target) -> socket.socket:
 
 
 async def fetch(
-    target: Target, *, timeout_s: float, method: str = "GET", keep_alive: bool = False
+    target: Target,
+    *,
+    timeout_s: float,
+    method: str = "GET",
+    body: bytes = b"",
+    keep_alive: bool = False,
 ) -> Response:
     """Ask `target` once and read the answer to its end; `keep_alive`: as if to ask more.
+
+    `body` is JSON.
 
     Raises TimeoutError after `timeout_s`, OSError where nothing listens or the connection breaks,
     and ValueError for a path that cannot be asked for and for an answer that is not HTTP or larger
     than `ANSWER_MAX_BYTES`.
     """
-    request = _request(target, method, "keep-alive" if keep_alive else "close")
+    request = _request(target, method, body, "keep-alive" if keep_alive else "close")
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(timeout_s):
         with await connect(target) as connection:
@@ -62,14 +69,16 @@ async def fetch(
             return Response(answer.status, bytes(answer.body), answer.closes)
 
 
-def _request(target: Target, method: str, connection: str) -> bytes:
+def _request(target: Target, method: str, body: bytes, connection: str) -> bytes:
     if not target.path.isascii() or not target.path.isprintable() or " " in target.path:
         raise ValueError(f"{target.path!r} cannot be asked for")
     host = "localhost" if target.unix_socket is not None else f"{target.host}:{target.port}"
-    return (
-        f"{method} {target.path} HTTP/1.1\r\n"
-        f"host: {host}\r\ncontent-length: 0\r\nconnection: {connection}\r\n\r\n"
-    ).encode()
+    kind = "content-type: application/json\r\n" if body else ""
+    head = (
+        f"{method} {target.path} HTTP/1.1\r\nhost: {host}\r\n{kind}"
+        f"content-length: {len(body)}\r\nconnection: {connection}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 class _Answer:

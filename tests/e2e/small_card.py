@@ -6,7 +6,7 @@ The card is the stand-in: real llama-servers really offload to it, run out of it
 import asyncio
 
 from bench.models import gemma, smollm2
-from llmsup.drill.traffic import Client, Record, chat_body
+from llmsup.drill.traffic import Client, Record
 from tests.home import Home, free_ports
 
 MIB = 2**20
@@ -69,10 +69,3 @@ def ask(home: Home, body: bytes) -> Record:
         return record
 
     return asyncio.run(run())
-
-
-def has_answered(home: Home, *services: str) -> None:
-    """Each has computed a prompt, for which a server takes memory beyond what it loads with."""
-    for name in services:
-        record = ask(home, chat_body(name, max_tokens=1, text=LONG))
-        assert (record.status, record.service) == (200, name), record.error

@@ -12,7 +12,6 @@ from tests.e2e.small_card import (
     SERVICES,
     TOTAL_MIB,
     deaths,
-    has_answered,
     layers,
     profile,
 )
@@ -32,7 +31,6 @@ def test_a_program_that_takes_memory_at_any_moment_fails_no_request(
     profile(on_card, "auto")
     small_card.take(OTHERS_MIB)
     on_card.start(timeout_s=120)
-    has_answered(on_card, *SERVICES)
     chance = Random(SEED)
 
     async def run() -> Load:
@@ -45,7 +43,6 @@ def test_a_program_that_takes_memory_at_any_moment_fails_no_request(
             await asyncio.sleep(chance.uniform(0.0, 2.0))
             only_takes(small_card, OTHERS_MIB)
             await asyncio.to_thread(settled, on_card)
-            await asyncio.to_thread(has_answered, on_card, name)
             await asyncio.sleep(chance.uniform(0.0, 2.0))
             small_card.take(TAKES_MIB)
             await asyncio.sleep(chance.uniform(0.0, 2.0))
@@ -66,7 +63,6 @@ def test_the_last_in_rank_shrinks_and_grows_back_and_no_request_fails(
     profile(on_card, "auto")
     small_card.take(OTHERS_MIB)
     on_card.start(timeout_s=120)
-    has_answered(on_card, *SERVICES)
     before = layers(on_card)
     assert 0 < before["code"] < 19, "some of it fits"
 
