@@ -70,6 +70,7 @@ class Remembering:
         troubles: Troubles,
         *,
         measured_bytes: Callable[[str], int | None] = lambda _: None,
+        is_asleep: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._path = path
         self._profile_path = profile_path
@@ -77,6 +78,7 @@ class Remembering:
         self._keepers = keepers
         self._troubles = troubles
         self._measured_bytes = measured_bytes
+        self._is_asleep = is_asleep
         self._timer: asyncio.TimerHandle | None = None
         self._is_ending = False
 
@@ -116,7 +118,9 @@ class Remembering:
             memory.forget(self._path)
 
     def _asked(self, name: str, want: Want) -> str:
-        """What the operator asked of the service, empty where the profile wants the same."""
+        """As `Remembered.asked`, empty where the profile wants the same."""
+        if want is Want.DOWN and self._is_asleep(name):
+            return "idle"
         return "" if (want is Want.UP) == (name in self._wanted) else want.value
 
     def _cancel(self) -> None:

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--lock-fd", type=int, help="the lock, inherited over an execve")
     parser.add_argument("--socket-fd", type=int, help="the control socket, inherited likewise")
+    parser.add_argument("--activator-fd", type=int, help="the activator's socket, likewise")
     arguments = parser.parse_args(argv)
     try:
         troubles = Troubles()
@@ -60,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         lock = Lock.acquire(home.lock) if inherited is None else Lock.inherit(inherited)
         patience_s = 0.0 if inherited is None else RELOAD_PATIENCE_S
         loaded = _load(arguments.profile, arguments.overrides, home, patience_s)
-        asyncio.run(_run(loaded, home, troubles, lock, arguments.socket_fd))
+        inherited_fds = (arguments.socket_fd, arguments.activator_fd)
+        asyncio.run(_run(loaded, home, troubles, lock, inherited_fds))
     except KeyboardInterrupt:  # before the first signal handler: nothing has been started yet
         return 130
     except OSError as error:
@@ -97,9 +99,16 @@ def _load(profile: str, overrides: Sequence[str], home: Paths, patience_s: float
 
 
 async def _run(
-    loaded: Loaded, home: Paths, troubles: Troubles, lock: Lock, socket_fd: int | None
+    loaded: Loaded,
+    home: Paths,
+    troubles: Troubles,
+    lock: Lock,
+    inherited_fds: tuple[int | None, int | None],
 ) -> None:
-    """Keep the stack until it has stopped. Does not return where it is handed over."""
+    """Keep the stack until it has stopped. Does not return where it is handed over.
+
+    `inherited_fds`: of the control socket and of the activator's.
+    """
     reap()
     stack = Stack(loaded, home, os.environ, troubles)
     announcer = Announcer(Notifier(os.environ), stack.status)
@@ -108,30 +117,37 @@ async def _run(
     await stack.prepare()
     _follow_signals(stack, announcer)
     shortage.bear(asyncio.get_running_loop())
+    socket_fd, activator_fd = inherited_fds
     async with serve(app(stack), home.control_socket, socket_fd) as door:
         stack.begin()
-        announcer.begin(watchdog_period_s(os.environ))
-        log.info("up pid=%d profile=%s", os.getpid(), loaded.name)
-        ends = [asyncio.create_task(each.wait()) for each in (stack.stopped, stack.handed_over)]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if stack.handed_over.is_set():
-            socket_fd = door.keep_over_exec()
+        async with serve(
+            stack.activator, stack.gateway.activator_socket, activator_fd
+        ) as back_door:
+            announcer.begin(watchdog_period_s(os.environ))
+            log.info("up pid=%d profile=%s", os.getpid(), loaded.name)
+            ends = [asyncio.create_task(each.wait()) for each in (stack.stopped, stack.handed_over)]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if stack.handed_over.is_set():
+                socket_fd, activator_fd = door.keep_over_exec(), back_door.keep_over_exec()
+                stack.activator.hand_over()
     if stack.handed_over.is_set():
         log.info("handing over")
         announcer.note_reloading()
-        _become_new_daemon(loaded, lock, socket_fd)
+        _become_new_daemon(loaded, lock, socket_fd, activator_fd)
     await asyncio.to_thread(leftovers.end, home)
     log.info("stopped")
 
 
-def _become_new_daemon(loaded: Loaded, lock: Lock, socket_fd: int | None) -> None:
+def _become_new_daemon(loaded: Loaded, lock: Lock, *sockets: int | None) -> None:
     """In place: the processes stay our children, the lock ours, and systemd's main process.
 
     Threads that are at work just now are not waited for: they end as they would by a SIGKILL,
     which every file and process of ours is made to bear.
     """
     argv = daemon_argv(str(loaded.path), loaded.overrides)
-    command = [*argv, f"--lock-fd={lock.keep_over_exec()}", f"--socket-fd={socket_fd}"]
+    socket_fd, activator_fd = sockets
+    kept = [f"--socket-fd={socket_fd}", f"--activator-fd={activator_fd}"]
+    command = [*argv, f"--lock-fd={lock.keep_over_exec()}", *kept]
     os.execv(command[0], command)  # noqa: S606 - no shell is meant
 
 

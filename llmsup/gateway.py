@@ -25,9 +25,10 @@ from llmsup.host.admin import Admin, Ask
 from llmsup.host.envoy_needs import require_possible
 from llmsup.host.envoy_trial import refusal
 from llmsup.host.replace import fingerprint, replace_file
-from llmsup.services import envoy, envoy_clusters
-from llmsup.services.envoy_admin import Clusters, has, services
+from llmsup.services import envoy
+from llmsup.services.envoy_admin import Clusters, has, services, traffic
 from llmsup.services.envoy_documents import Build, Documents
+from llmsup.services.envoy_routes import Health
 from llmsup.services.launch import Launch
 from llmsup.troubles import Troubles
 
@@ -77,6 +78,7 @@ class Gateway:
         api_keys: tuple[str, ...] = (),
         allowed_origins: tuple[str, ...] = (),
         *,
+        admin_keys: tuple[str, ...] = (),
         troubles: Troubles | None = None,
         write: Callable[[Path, Path, bytes], None] = replace_file,
         fingerprint: Callable[[Path], object] = fingerprint,
@@ -92,6 +94,7 @@ class Gateway:
             api_keys,
             envoy_hold.module(),
             allowed_origins,
+            admin_keys=admin_keys,
         )
         self._write = write
         self._fingerprint = fingerprint
@@ -101,7 +104,7 @@ class Gateway:
         self._troubles = troubles or Troubles()
         self._changed = asyncio.Event()
         self._pending: dict[str, _Pending] = {}
-        self._not_ready: tuple[str, ...] = ()
+        self._health = Health()
         self._unwritten: set[Path] = set()
         self._held: frozenset[Path] = frozenset()  # until Envoy has the clusters that they name
         self._goes_over_at = 0.0
@@ -176,6 +179,15 @@ class Gateway:
         """Whether Envoy has been seen to have every list, and was given everything else."""
         return not (self._pending or self._held or self._unwritten)
 
+    def is_confirmed(self, route: str) -> bool:
+        """Whether Envoy has been seen to have the list of this route as it is now."""
+        return route not in self._pending
+
+    @property
+    def activator_socket(self) -> Path:
+        """Where Envoy sends requests that no upstream answers."""
+        return self._layout.activator_socket
+
     def trial(self, launch: Launch) -> str:
         """What the Envoy of `launch` says against its files, empty for nothing. Blocks for 0.1 s.
 
@@ -202,7 +214,7 @@ class Gateway:
     def _files(self) -> Iterator[tuple[Path, Build]]:
         """Every file as it should be by now."""
         yield from self._documents.lists(self.published)
-        for path, build in self._documents.tables(self._not_ready):
+        for path, build in self._documents.tables(self._health):
             if path not in self._held:
                 yield path, build
 
@@ -215,9 +227,14 @@ class Gateway:
         self._written[path] = self._fingerprint(path)
 
     def publish(
-        self, members: Mapping[str, Member], not_ready: tuple[str, ...] = ()
+        self,
+        members: Mapping[str, Member],
+        not_ready: tuple[str, ...] = (),
+        statuses: Mapping[str, str] | None = None,
     ) -> tuple[str, ...]:
         """Derive the upstream lists and write those that changed. Returns their routes' names.
+
+        `not_ready` and `statuses` are told as in `Health`.
 
         A write that fails is kept in `last_error` and tried again by `keep_confirmed`.
         """
@@ -227,9 +244,10 @@ class Gateway:
             self._pending[name] = _Pending(since=now, rewrite_at=now + REWRITE_AFTER_S)
             self.confirmed[name] = None
             self._changed.set()
-        if not_ready != self._not_ready:
+        health = Health(not_ready, statuses or {})
+        if health != self._health:
             self._unwritten.add(self._layout.routes)
-        self.desired, self._not_ready = wanted, not_ready
+        self.desired, self._health = wanted, health
         written = self._write_changes()
         self._tell_trouble()
         if self.last_error:
@@ -244,14 +262,14 @@ class Gateway:
         self.last_error = ""
         written = tuple(filter(self._write_list, routing.diff(self.desired, self.published)))
         if self._unwritten:
-            for path, build in self._documents.tables(self._not_ready):
+            for path, build in self._documents.tables(self._health):
                 is_due = path in self._unwritten and path not in self._held
                 if is_due and self._try_replace(path, build()):
                     self._unwritten.discard(path)
         return written
 
     def _write_list(self, route: str) -> bool:
-        document = envoy_clusters.upstreams(route, self.desired[route])
+        document = self._documents.upstreams(route, self.desired[route])
         if is_written := self._try_replace(self._layout.upstreams(route), document):
             self.published[route] = self.desired[route]
         return is_written
@@ -266,7 +284,7 @@ class Gateway:
 
     def wake(self) -> None:
         """See to it that Envoy, which was started, has every document whatever it read first."""
-        self._unwritten.update(path for path, _ in self._documents.tables(self._not_ready))
+        self._unwritten.update(path for path, _ in self._documents.tables(self._health))
         self._doubt(*(route.name for route in self._routes))
         self.confirmed = dict.fromkeys(self.confirmed)
 
@@ -366,7 +384,8 @@ class Gateway:
 
     def _has_desired(self, route: str, clusters: Clusters | None) -> bool:
         is_written = self.published[route] == self.desired[route]
-        return is_written and has(clusters or {}, route, self.desired[route])
+        activator = self._layout.activator_socket
+        return is_written and has(clusters or {}, route, self.desired[route], activator)
 
     def _note(self, clusters: Clusters | None) -> None:
         """Keep Envoy's view as `confirmed`."""
@@ -385,6 +404,10 @@ class Gateway:
         if not any(it.service == service for listed in lists.values() for it in listed):
             return 0
         return await self._admin.in_flight(service, lists)
+
+    def traffic(self, service: str, clusters: Clusters) -> tuple[int, int]:
+        """Requests that a service is answering, and those it was ever sent, as Envoy counts."""
+        return traffic(service, self.desired, clusters)
 
     async def requests_active(self) -> int:
         """Requests of all clients that are not answered; 0 where Envoy is gone, 1 if unknown."""

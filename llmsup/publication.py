@@ -1,7 +1,7 @@
 """The upstream lists as they follow from the states of the services, and what is told of them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from llmsup.control.wire import RouteInfo, UpstreamsInfo
 from llmsup.core.routing import Endpoint, Member, Route, UpstreamList
@@ -23,6 +23,9 @@ class Publication:
         routes: tuple[Route, ...],
         keepers: Mapping[str, Keeper],
         journal: Journal,
+        *,
+        is_cold: Callable[[Service], bool],
+        status: Callable[[Route], str],
     ) -> None:
         self._gateway = gateway
         self._routes = routes
@@ -30,21 +33,30 @@ class Publication:
         self._journal = journal
         self.withheld: dict[str, range] = {}
         """Generations of services that get no requests, ready or not."""
+        self._is_cold = is_cold
+        self._status = status
 
     def bring_up_to_date(self) -> None:
         """Have the gateway write what differs from what it wrote before."""
         services = {name: keeper for name, keeper in self._keepers.items() if name != GATEWAY}
         members = {
-            name: Member(Endpoint("127.0.0.1", keeper.port), self._state(keeper.service))
+            name: Member(
+                Endpoint("127.0.0.1", keeper.port),
+                self._state(keeper.service),
+                is_cold=self._is_cold(keeper.service),
+            )
             for name, keeper in services.items()
             if keeper.port is not None
         }
         not_ready = tuple(
             name
             for name, keeper in services.items()
-            if keeper.service.want is Want.UP and self._state(keeper.service) is not State.READY
+            if keeper.service.want is Want.UP
+            and self._state(keeper.service) is not State.READY
+            and not self._is_cold(keeper.service)  # which is nothing amiss
         )
-        for route in self._gateway.publish(members, not_ready):
+        statuses = {route.name: self._status(route) for route in self._routes}
+        for route in self._gateway.publish(members, not_ready, statuses):
             upstreams = self._published(route)
             log.info("route=%s upstreams=%s", route, ",".join(upstreams) or "-")
             self._journal.write("published", route=route, upstreams=upstreams)

@@ -22,9 +22,11 @@ def service_info(
     *,
     lease: Lease | None,
     model: str | None,
+    why: str = "",
     trouble: str = "",
 ) -> ServiceInfo:
-    """One service at monotonic time `now`; `trouble` is said where it has no reason of its own.
+    """One service at monotonic time `now`; `why` is said instead of its own reason, and `trouble`
+    where it has none.
 
     `model` is that of its process, if it has one.
 
@@ -47,7 +49,7 @@ def service_info(
         "measured_bytes": lease.measured_bytes if lease else None,
         "restarts": service.restarts,
         "uptime_s": now - service.started_at if is_alive else None,
-        "why": service.why or trouble,
+        "why": why or service.why or trouble,
     }
 
 

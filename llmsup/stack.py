@@ -18,7 +18,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from llmsup import __version__
+from llmsup import __version__, models_api
+from llmsup.activator import Activator
 from llmsup.adoption import Remembering, Takeover, take_over
 from llmsup.attendance import Unit
 from llmsup.bookkeeping import Books
@@ -59,6 +60,7 @@ from llmsup.host.process import Found, Process, find
 from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.host.shortage import keep_watch
 from llmsup.inquest import Findings
+from llmsup.on_demand import OnDemand
 from llmsup.placing import Placing, short_bytes
 from llmsup.preflight import load_startable
 from llmsup.publication import Publication
@@ -72,7 +74,7 @@ from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
 from llmsup.switching import Switching
 from llmsup.troubles import Troubles
-from llmsup.units import GATEWAY, build, rebuilt, wanted
+from llmsup.units import GATEWAY, build, on_demand, rebuilt, ttls_s, wanted
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +110,7 @@ class Stack:
         self._sizing = Sizing(profile, environ, lambda: self._books.ledger, paths.engines)
         self._evidence = Evidence(
             paths.crashes,
-            secrets=lambda: loaded.api_keys,
+            secrets=lambda: (*loaded.api_keys, *loaded.admin_keys),
             gpu=lambda: gpu_info(self._card.device),
         )
         self.gateway = Gateway(
@@ -117,6 +119,7 @@ class Stack:
             parse_listen(profile.gateway.listen),
             loaded.api_keys,
             profile.gateway.allowed_origins,
+            admin_keys=loaded.admin_keys,
             troubles=troubles,
         )
         self._memory = memory.load(paths.memory, str(loaded.path)).services
@@ -157,8 +160,19 @@ class Stack:
             binary=envoy.program,
             predecessor_socket=self.gateway.predecessor_socket,
         )
+        self._on_demand = OnDemand(
+            self._supervisor, self.gateway, self._journal, on_demand(profile), ttls_s(profile)
+        )
+        self.activator = Activator(
+            routes, self._on_demand, profile.gateway.hold_timeout_s, models_api.app(routes, self)
+        )
         self._publication = Publication(
-            self.gateway, routes, self._supervisor.keepers, self._journal
+            self.gateway,
+            routes,
+            self._supervisor.keepers,
+            self._journal,
+            is_cold=self._on_demand.is_cold,
+            status=self._on_demand.status,
         )
         self._rolls = Rolls(self._supervisor, self._keep)
         self._rebalancing = Rebalancing(
@@ -183,6 +197,7 @@ class Stack:
             self._supervisor.keepers,
             troubles,
             measured_bytes=self._measured_bytes,
+            is_asleep=self._on_demand.is_asleep,
         )
         self._chosen = Chosen(paths.choices, str(loaded.path))
         self._switching = Switching(
@@ -221,10 +236,13 @@ class Stack:
         """
         self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
         asked = {name: each.asked for name, each in self._memory.items()}
+        idle = [name for name, each in asked.items() if each == "idle"]
+        down = {name for name, each in asked.items() if each == "down"}
+        down |= self._on_demand.recall(idle)
         up = [
             name
             for name in self._supervisor.keepers
-            if asked.get(name) == "up" or (name in self._wanted and asked.get(name) != "down")
+            if asked.get(name) == "up" or (name in self._wanted and name not in down)
         ]
         found = find(home_mark(self._paths))
         self.gateway.prepare(takes_over=any(each.service == GATEWAY for each in found))
@@ -246,7 +264,8 @@ class Stack:
         self._settle()
         if GATEWAY in taken.adopted - taken.outdated:
             self._keep(self._mend_drained_gateway())
-        self._keep(self.gateway.keep_confirmed(self._publication.note_confirmed))
+        self._keep(self.gateway.keep_confirmed(self._note_confirmed))
+        self._keep(self._on_demand.keep())
         self._keep(self._card.keep())
         self._keep(self._gate.keep())
         self._keep(self._rebalancing.keep())
@@ -302,6 +321,7 @@ class Stack:
                     time.monotonic(),
                     lease=self._gate.lease(name),
                     model=keeper.model,
+                    why=self._on_demand.why(keeper.service),
                     trouble=self._trouble() if name == GATEWAY else self._rebalancing.why(name),
                 )
                 for name, keeper in self._supervisor.keepers.items()
@@ -541,6 +561,7 @@ class Stack:
     async def _end(self, *, drain: bool) -> None:
         try:
             self._journal.write("daemon", why="stopping")
+            self.activator.close("the stack is stopping")
             await self._supervisor.stop_in_order([GATEWAY], drain=drain)
             rest = [name for name in self._supervisor.services if name != GATEWAY]
             await self._supervisor.stop_in_order(rest, drain=drain)
@@ -575,7 +596,16 @@ class Stack:
         service = self._supervisor.services[name]
         return service.want is Want.DOWN or service.state in {State.BACKOFF, State.FAILED}
 
+    def _note_confirmed(self, route: str, elapsed_s: float) -> None:
+        self._publication.note_confirmed(route, elapsed_s)
+        self.activator.note_change()
+
     def _note_change(self, before: Service, after: Service) -> None:
+        self._follow_change(before, after)
+        self.activator.note_change()  # the lists are written by now
+
+    def _follow_change(self, before: Service, after: Service) -> None:
+        self._on_demand.note_change(after)
         self._gate.note_change(before, after)
         self._switching.note_change()
         self._remembering.soon()

@@ -75,17 +75,35 @@ def _is_ours(port: int, mark: str) -> bool:
 
 
 def wanted(profile: Profile) -> tuple[str, ...]:
-    """The services that `llmsup start` brings up: all, or in single mode one unpinned model."""
+    """The services that `llmsup start` brings up: all, or in single mode one unpinned model.
+
+    Not those that wait for their first request.
+    """
+    waiting = {name for name, service in profile.service.items() if service.start == "on-demand"}
     if profile.mode == "dual":
-        return (GATEWAY, *profile.service)
+        return (GATEWAY, *(name for name in profile.service if name not in waiting))
     models = {
         name: service
         for name, service in profile.service.items()
         if isinstance(service, LlamaServer) and not service.pinned
     }
     active = profile.active or max(models, key=lambda name: models[name].priority, default="")
-    idle = models.keys() - {active}
+    idle = (models.keys() - {active}) | waiting
     return (GATEWAY, *(name for name in profile.service if name not in idle))
+
+
+def on_demand(profile: Profile) -> frozenset[str]:
+    """The services that a request starts: for the first time, or when they were idle."""
+    return frozenset(
+        name
+        for name, service in profile.service.items()
+        if service.start == "on-demand" or service.ttl_s
+    )
+
+
+def ttls_s(profile: Profile) -> dict[str, float]:
+    """After how long without a request a service is unloaded; of those that are."""
+    return {name: service.ttl_s for name, service in profile.service.items() if service.ttl_s}
 
 
 def _ports(service: Service) -> tuple[int, ...]:

@@ -39,6 +39,7 @@ class Loaded:
     path: Path
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     overrides: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = field(default=(), repr=False)
 
 
 def load(
@@ -93,14 +94,16 @@ def look(
     for key, message in findings(profile, declared):
         problems.report(key, message)
     found = resolve(profile, path.parent, problems.report, problems.report_model)
-    api_keys = _api_keys(found, problems)
+    api_keys = _keys(found.gateway.api_keys_file, "api_keys_file", problems)
+    admin_keys = _keys(found.gateway.admin_keys_file, "admin_keys_file", problems)
     error = None
     if listed := problems.all():
         hint = _hint(profile, found, problems.models[0]) if problems.models else ""
         error = ConfigError(listed, hint=hint)
         if len(listed) > len(problems.models):
             raise error
-    return Loaded(plain(found), path.stem, path, api_keys, tuple(overrides)), error
+    loaded = Loaded(plain(found), path.stem, path, api_keys, tuple(overrides), admin_keys)
+    return loaded, error
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -130,14 +133,13 @@ def _override(raw: dict[str, Any], overrides: Sequence[str], problems: Problems)
     return keys
 
 
-def _api_keys(profile: Profile, problems: Problems) -> tuple[str, ...]:
-    file = profile.gateway.api_keys_file
+def _keys(file: str | None, key: str, problems: Problems) -> tuple[str, ...]:
     if file is None:
         return ()
     try:
         return read_api_keys(Path(file))
     except ValueError as error:
-        problems.report(("gateway", "api_keys_file"), f"{named(file)}: {error}")
+        problems.report(("gateway", key), f"{named(file)}: {error}")
         return ()
 
 

@@ -99,10 +99,11 @@ def _directories(dirs: tuple[str, ...], paths: _Paths) -> Iterator[str]:
 
 
 def _gateway(gateway: Gateway, paths: _Paths) -> Gateway:
-    keys, envoy = gateway.api_keys_file, gateway.envoy
+    keys, admin_keys, envoy = gateway.api_keys_file, gateway.admin_keys_file, gateway.envoy
     return replace(
         gateway,
         api_keys_file=keys and paths.absolute(keys, "gateway", "api_keys_file"),
+        admin_keys_file=admin_keys and paths.absolute(admin_keys, "gateway", "admin_keys_file"),
         envoy=envoy and paths.program(envoy, "gateway", "envoy"),
     )
 

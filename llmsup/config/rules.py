@@ -42,6 +42,7 @@ def findings(profile: Profile, declared: Set[str]) -> Iterator[Finding]:
         yield from _service(name, service)
     yield from _ports(profile)
     yield from _dependencies(profile, declared)
+    yield from _on_demand(profile)
     yield from _routes(profile, declared)
     yield from _model_names(profile)
 
@@ -65,6 +66,29 @@ def _mode(profile: Profile) -> Iterator[Finding]:
             if needed in candidates:
                 message = f"{quoted(needed)} may be down in single mode; pin it, or do without"
                 yield ("service", name, "depends_on", position), message
+
+
+def _on_demand(profile: Profile) -> Iterator[Finding]:
+    """A service that requests start needs some that can reach it, and nobody who waits for it."""
+    routed = {name for route in profile.route.values() for name in route.services}
+    loaded = {}
+    for name, service in profile.service.items():
+        key = "start" if service.start == "on-demand" else "ttl"
+        if key == "ttl" and not service.ttl_s:
+            continue
+        loaded[name] = key
+        is_model = isinstance(service, LlamaServer)
+        if not is_model and name not in routed:
+            yield ("service", name, key), "no request could load it; name it in a route, or drop it"
+        elif is_model and profile.mode == "single" and not service.pinned:
+            message = 'only with mode = "dual", or pinned; single mode keeps one model up'
+            yield ("service", name, key), message
+    for name, service in profile.service.items():
+        for position, needed in enumerate(service.depends_on):
+            if needed in loaded:
+                message = f"{quoted(needed)} may be down until a request loads it"
+                finding = f"{message}; drop its {loaded[needed]}, or do without"
+                yield ("service", name, "depends_on", position), finding
 
 
 def _liveness(timeout_s: float, *key: str) -> Iterator[Finding]:

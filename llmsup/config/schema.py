@@ -152,13 +152,19 @@ class Liveness(Table, frozen=True):
 
 
 class ServiceTable(Table, frozen=True):
-    """What every kind of service understands."""
+    """What every kind of service understands.
+
+    `start = "on-demand"`: by its first request. `ttl_s`: without a request for so long it is
+    unloaded, and the next one loads it again; 0 is never.
+    """
 
     depends_on: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     env: dict[Variable, str] = {}
     priority: Priority = 0
     pinned: bool = False
+    start: Literal["always", "on-demand"] = "always"
+    ttl_s: Seconds = field(default=0.0, name="ttl")
     readiness: Readiness = Readiness()
     liveness: Liveness = Liveness()
     restart: Restart = Restart()
@@ -244,16 +250,22 @@ class Gpu(Table, frozen=True):
 
 
 class Gateway(Table, frozen=True):
-    """The OpenAI-compatible endpoint."""
+    """The OpenAI-compatible endpoint.
+
+    `admin_keys_file`: the keys of those who may load and unload models through it.
+    `hold_timeout_s`: how long a request waits for a service that loads or is restarted.
+    """
 
     listen: Text = "127.0.0.1:8000"
     listen_without_api_keys: str | None = None
     api_keys_file: Text | None = None
+    admin_keys_file: Text | None = None
     allowed_origins: tuple[Origin, ...] = ()
     envoy: Text | None = None
     liveness_timeout_s: Seconds = field(default=10.0, name="liveness_timeout")
     hold_streams: Literal["auto", "off"] = "auto"
     drain_timeout_s: Seconds = field(default=30.0, name="drain_timeout")
+    hold_timeout_s: Timeout = field(default=300.0, name="hold_timeout")
 
 
 class Profile(Table, frozen=True):

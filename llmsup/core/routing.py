@@ -49,10 +49,11 @@ UpstreamList = tuple[Upstream, ...]
 
 @dataclass(frozen=True)
 class Member:
-    """What routing needs to know of a service."""
+    """What routing needs to know of a service; `is_cold` as in `core.demand`."""
 
     endpoint: Endpoint
     state: State
+    is_cold: bool = False
 
 
 LISTED = frozenset({State.READY, State.UNREADY, State.DRAINING})
@@ -79,16 +80,18 @@ def desired(routes: tuple[Route, ...], members: Mapping[str, Member]) -> dict[st
 
 
 def _upstreams(route: Route, members: Mapping[str, Member]) -> UpstreamList:
-    return tuple(
-        Upstream(
-            service=name,
-            endpoint=members[name].endpoint,
-            is_fallback=position > 0,
-            is_draining=members[name].state is not State.READY,
-        )
-        for position, name in enumerate(route.services)
-        if name in members and members[name].state in LISTED
-    )
+    """Requests wait for one that is cold, so those behind it get no new ones."""
+    upstreams = []
+    is_behind_cold = False
+    for position, name in enumerate(route.services):
+        member = members.get(name)
+        if member is None:
+            continue
+        if member.state in LISTED:
+            is_draining = is_behind_cold or member.state is not State.READY
+            upstreams.append(Upstream(name, member.endpoint, position > 0, is_draining))
+        is_behind_cold = is_behind_cold or member.is_cold
+    return tuple(upstreams)
 
 
 def diff(

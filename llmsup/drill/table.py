@@ -17,10 +17,10 @@ def _never(_ground: Ground) -> str:
 
 
 def _lone(ground: Ground) -> str:
-    """Why requests would fail while the first server is away."""
+    """Why requests would wait while the first server is away, or fail."""
     if ground.has_fallback:
         return ""
-    return f"only {ground.first} answers {ground.route}, so requests would fail; name it to see how"
+    return f"only {ground.first} answers {ground.route}, so requests would wait; name it to see how"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ METADATA = "llmsup"
 """The namespace of what we attach to endpoints."""
 
 LISTENER = "gateway"
+ACTIVATOR = ".activator"
+"""The cluster of the activator; no route's cluster begins with a dot."""
 DOWNSTREAM_CONNECTIONS_MAX = 2000
 SPARE_INSTANCES = 3
 """Envoy opens an inotify instance for each upstream list, and these for LDS, CDS and RDS."""
@@ -103,6 +105,11 @@ class Layout:
     def admin_socket(self) -> Path:
         """Envoy's admin interface, mode 0600 and never on TCP."""
         return self.directory / "admin.sock"
+
+    @property
+    def activator_socket(self) -> Path:
+        """Where the daemon answers requests that no upstream answers."""
+        return self.directory / "activator.sock"
 
     @property
     def hot_restart_sockets(self) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
@@ -28,18 +29,19 @@ class Server:
 
 @dataclass(frozen=True)
 class Host:
-    """One endpoint as Envoy has it."""
+    """One endpoint as Envoy has it: a service's, or the socket of the activator."""
 
-    endpoint: Endpoint
+    endpoint: Endpoint | Path
     is_draining: bool
 
 
 @dataclass(frozen=True)
 class SeenHost:
-    """A host, and how many requests it is answering."""
+    """A host, how many requests it is answering, and how many it was ever sent."""
 
     host: Host
     requests_active: int
+    requests_total: int = 0
 
 
 Clusters = dict[str, tuple[SeenHost, ...]]
@@ -51,8 +53,13 @@ class _Socket(msgspec.Struct, frozen=True):
     port_value: int
 
 
+class _Pipe(msgspec.Struct, frozen=True):
+    path: str
+
+
 class _Address(msgspec.Struct, frozen=True):
-    socket_address: _Socket
+    socket_address: _Socket | None = None
+    pipe: _Pipe | None = None
 
 
 class _Health(msgspec.Struct, frozen=True):
@@ -107,15 +114,26 @@ def parse_clusters(body: bytes) -> Clusters:
 
 
 def _seen(status: _HostStatus) -> SeenHost:
-    address = status.address.socket_address
     draining = status.health_status.eds_health_status == "DRAINING"
     active = sum(stat.value for stat in status.stats if stat.name == "rq_active")
-    return SeenHost(Host(Endpoint(address.address, address.port_value), draining), active)
+    total = sum(stat.value for stat in status.stats if stat.name == "rq_total")
+    return SeenHost(Host(_endpoint(status.address), draining), active, total)
 
 
-def has(clusters: Clusters, route: str, upstream_list: UpstreamList) -> bool:
-    """Whether Envoy has just this list for the route."""
-    wanted = tuple(Host(upstream.endpoint, upstream.is_draining) for upstream in upstream_list)
+def _endpoint(address: _Address) -> Endpoint | Path:
+    if address.socket_address is not None:
+        return Endpoint(address.socket_address.address, address.socket_address.port_value)
+    if address.pipe is not None:
+        return Path(address.pipe.path)
+    raise ValueError("a host without an address")
+
+
+def has(clusters: Clusters, route: str, upstream_list: UpstreamList, activator: Path) -> bool:
+    """Whether Envoy has just this list for the route, and the activator behind it."""
+    wanted = (
+        *(Host(upstream.endpoint, upstream.is_draining) for upstream in upstream_list),
+        Host(activator, is_draining=False),
+    )
     seen = clusters.get(cluster_name(route))
     return seen is not None and tuple(it.host for it in seen) == wanted
 
@@ -137,7 +155,20 @@ def parse_requests_active(body: bytes) -> int:
 def services(seen: Iterable[SeenHost], lists: Iterable[UpstreamList]) -> tuple[str, ...]:
     """The services that the hosts belong to, by the endpoints of `lists`."""
     names = {upstream.endpoint: upstream.service for listed in lists for upstream in listed}
-    return tuple(names.get(it.host.endpoint, f"port {it.host.endpoint.port}") for it in seen)
+    endpoints = [it.host.endpoint for it in seen]
+    return tuple(names.get(it, f"port {it.port}") for it in endpoints if isinstance(it, Endpoint))
+
+
+def traffic(service: str, lists: Mapping[str, UpstreamList], clusters: Clusters) -> tuple[int, int]:
+    """Requests that `service` is answering, and those that it was ever sent, over all routes."""
+    active = total = 0
+    for route, upstreams in lists.items():
+        endpoints = {upstream.endpoint for upstream in upstreams if upstream.service == service}
+        for seen in clusters.get(cluster_name(route), ()):
+            if seen.host.endpoint in endpoints:
+                active += seen.requests_active
+                total += seen.requests_total
+    return active, total
 
 
 def requests_in_flight(service: str, lists: Mapping[str, UpstreamList], clusters: Clusters) -> int:

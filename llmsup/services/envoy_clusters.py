@@ -2,11 +2,13 @@
 
 from base64 import b64encode
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
 from llmsup.core.routing import Route, Upstream, UpstreamList
 from llmsup.services.envoy import (
+    ACTIVATOR,
     METADATA,
     TYPE,
     Document,
@@ -18,6 +20,8 @@ from llmsup.services.envoy import (
 )
 
 CONCURRENT_MAX = 1024
+ROUTE_HEADER = "x-llmsup-route"
+"""Tells the activator which route a request was for."""
 
 
 def clusters(
@@ -33,11 +37,13 @@ def clusters(
     """
     holds = [hold_filter(hold_module)] if hold_module else []
     names = (*(cluster_name(route.name) for route in routes), *leaving)
-    return discovery(*(_cluster(layout, name, holds) for name in names))
+    clusters = (_cluster(layout, name, holds) for name in names)
+    return discovery(*clusters, _activator_cluster(layout))
 
 
 class _Named(msgspec.Struct, frozen=True):
     name: str
+    type: str
 
 
 class _Clusters(msgspec.Struct, frozen=True):
@@ -45,9 +51,12 @@ class _Clusters(msgspec.Struct, frozen=True):
 
 
 def parse_names(content: bytes) -> frozenset[str]:
-    """The names in a file that `clusters` made. Raises ValueError for any other."""
+    """The names of the routes' clusters in a file that `clusters` made.
+
+    Raises ValueError for any other file.
+    """
     decoded = msgspec.json.decode(content, type=_Clusters)
-    return frozenset(cluster.name for cluster in decoded.resources)
+    return frozenset(cluster.name for cluster in decoded.resources if cluster.type == "EDS")
 
 
 def hold_filter(module: bytes) -> Document:
@@ -114,55 +123,56 @@ def _cluster(layout: Layout, name: str, holds: Sequence[Document]) -> Document:
     }
 
 
+def _activator_cluster(layout: Layout) -> Document:
+    """For requests that are the daemon's own business, whatever route there is."""
+    address = {"pipe": {"path": str(layout.activator_socket)}}
+    endpoint = {"lb_endpoints": [{"endpoint": {"address": address}}]}
+    return {
+        "@type": TYPE + "envoy.config.cluster.v3.Cluster",
+        "name": ACTIVATOR,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": ACTIVATOR, "endpoints": [endpoint]},
+        **_protocol(),
+    }
+
+
 def _upstream_headers() -> Document:
     """Set next to the upstream, so that Envoy's own replies never claim to come from a service."""
     told = {"x-llmsup-service": "service", "x-llmsup-fallback": "fallback"}
     return {
-        "request_mutations": [{"remove": "x-forwarded-proto"}],
-        "response_mutations": [
-            {
-                "append": {
-                    "header": {"key": key, "value": f"%UPSTREAM_METADATA({METADATA}:{field})%"},
-                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-                }
-            }
-            for key, field in told.items()
+        # Only the activator's metadata has a route, and what is empty is not added.
+        "request_mutations": [
+            {"remove": "x-forwarded-proto"},
+            _told(ROUTE_HEADER, "route"),
         ],
+        "response_mutations": [_told(key, field) for key, field in told.items()],
     }
 
 
-def upstreams(route: str, upstream_list: UpstreamList) -> Document:
-    """EDS: one upstream list. Its order is the order of priorities, without gaps."""
+def _told(key: str, field: str) -> Document:
+    value = f"%UPSTREAM_METADATA({METADATA}:{field})%"
+    return {
+        "append": {
+            "header": {"key": key, "value": value},
+            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+        }
+    }
+
+
+def upstreams(route: str, upstream_list: UpstreamList, activator: Path) -> Document:
+    """EDS: one upstream list, and the activator behind it.
+
+    Its order is the order of priorities, without gaps.
+    """
+    endpoints = [*map(_upstream, upstream_list), _activator(route, activator)]
     return discovery(
         {
             "@type": TYPE + "envoy.config.endpoint.v3.ClusterLoadAssignment",
             "cluster_name": cluster_name(route),
             "endpoints": [
-                {
-                    "priority": priority,
-                    "lb_endpoints": [
-                        {
-                            "endpoint": {
-                                "address": {
-                                    "socket_address": {
-                                        "address": upstream.endpoint.host,
-                                        "port_value": upstream.endpoint.port,
-                                    }
-                                }
-                            },
-                            "health_status": "DRAINING" if upstream.is_draining else "HEALTHY",
-                            "metadata": {
-                                "filter_metadata": {
-                                    METADATA: {
-                                        "service": upstream.service,
-                                        "fallback": str(upstream.is_fallback).lower(),
-                                    }
-                                }
-                            },
-                        }
-                    ],
-                }
-                for priority, upstream in enumerate(upstream_list)
+                {"priority": priority, "lb_endpoints": [endpoint]}
+                for priority, endpoint in enumerate(endpoints)
             ],
             # Everything goes to the first priority that has an upstream, nothing is spread.
             "policy": {"overprovisioning_factor": 100},
@@ -170,17 +180,39 @@ def upstreams(route: str, upstream_list: UpstreamList) -> Document:
     )
 
 
+def _upstream(upstream: Upstream) -> Document:
+    address = {"address": upstream.endpoint.host, "port_value": upstream.endpoint.port}
+    told = {"service": upstream.service, "fallback": str(upstream.is_fallback).lower()}
+    return {
+        "endpoint": {"address": {"socket_address": address}},
+        "health_status": "DRAINING" if upstream.is_draining else "HEALTHY",
+        "metadata": {"filter_metadata": {METADATA: told}},
+    }
+
+
+def _activator(route: str, socket: Path) -> Document:
+    return {
+        "endpoint": {"address": {"pipe": {"path": str(socket)}}},
+        "health_status": "HEALTHY",
+        "metadata": {"filter_metadata": {METADATA: {"route": cluster_name(route)}}},
+    }
+
+
 def parse_upstreams(content: bytes) -> UpstreamList:
     """The upstream list that `upstreams` made this file of. Raises ValueError for any other."""
     try:
         (resource,) = msgspec.json.decode(content)["resources"]
-        return tuple(_parse_upstream(locality) for locality in resource["endpoints"])
+        entries = [entry for each in resource["endpoints"] for entry in each["lb_endpoints"]]
+        return tuple(_parse_upstream(it) for it in entries if not _is_activator(it))
     except (KeyError, TypeError, msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"not an upstream list: {error}") from None
 
 
-def _parse_upstream(locality: Document) -> Upstream:
-    (entry,) = locality["lb_endpoints"]
+def _is_activator(entry: Document) -> bool:
+    return "pipe" in entry["endpoint"]["address"]
+
+
+def _parse_upstream(entry: Document) -> Upstream:
     address = entry["endpoint"]["address"]["socket_address"]
     told = entry["metadata"]["filter_metadata"][METADATA]
     fields = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from llmsup.core.routing import Endpoint, Route, UpstreamList
 from llmsup.services import envoy, envoy_clusters, envoy_listener
 from llmsup.services.envoy import Document, Layout
-from llmsup.services.envoy_routes import route_table
+from llmsup.services.envoy_routes import Health, route_table
 
 Build = Callable[[], Document]
 
@@ -27,12 +27,17 @@ class Documents:
     hold_module: bytes
     allowed_origins: Sequence[str] = ()
     leaving: Sequence[str] = ()
+    admin_keys: Sequence[str] = ()
 
     def lists(self, upstream_lists: Mapping[str, UpstreamList]) -> Iterator[tuple[Path, Build]]:
         """One upstream list for each route."""
         for route in self.routes:
-            build = partial(envoy_clusters.upstreams, route.name, upstream_lists[route.name])
+            build = partial(self.upstreams, route.name, upstream_lists[route.name])
             yield self.layout.upstreams(route.name), build
+
+    def upstreams(self, route: str, upstream_list: UpstreamList) -> Document:
+        """The upstream list of one route."""
+        return envoy_clusters.upstreams(route, upstream_list, self.layout.activator_socket)
 
     def clusters(self) -> Iterator[tuple[Path, Build]]:
         """CDS, once for an Envoy that can hold streams and once for any other."""
@@ -50,11 +55,12 @@ class Documents:
         static = {"clusters": _untyped(clusters), "listeners": _untyped(listeners)}
         return {**document, "static_resources": static}
 
-    def tables(self, not_ready: Sequence[str]) -> Iterator[tuple[Path, Build]]:
+    def tables(self, health: Health) -> Iterator[tuple[Path, Build]]:
         """The others. They are written after the lists: a cluster without one stays rejected."""
         layout, keys, origins = self.layout, self.api_keys, self.allowed_origins
+        table = partial(route_table, self.routes, keys, health, origins, admin_keys=self.admin_keys)
         yield from self.clusters()
-        yield layout.routes, partial(route_table, self.routes, keys, not_ready, origins)
+        yield layout.routes, table
         yield layout.listeners, self._listeners
         yield layout.bootstrap, partial(envoy.bootstrap, layout)
         yield layout.holding_bootstrap, partial(envoy.bootstrap, layout, holds=True)

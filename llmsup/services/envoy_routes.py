@@ -1,11 +1,13 @@
 """Envoy's route table (RDS): which path and model go where, and what Envoy answers by itself."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from llmsup.core.routing import Route
 from llmsup.services.envoy import (
+    ACTIVATOR,
     ALIVE_PATH,
     LISTENER,
     METADATA,
@@ -25,6 +27,10 @@ from llmsup.services.envoy_origins import REFUSAL, of_strangers
 
 RETRY_UNSENT = "connect-failure,refused-stream,reset-before-request"
 RETRY_UNANSWERED = f"{RETRY_UNSENT},reset"
+RETRY_HEADER = "x-llmsup-retry"
+"""In an answer of the activator: an upstream answers now."""
+LOAD_PATH = "/models/load"
+UNLOAD_PATH = "/models/unload"
 DIRECT_RESPONSE_MAX_BYTES = 1024 * 1024
 
 # Envoy refuses a regex of more than 100 steps, hence more than one.
@@ -43,22 +49,38 @@ CONTROLLING = r"/v1/stream.*|/v1/chat/completions/control(/.*)?"
 """What steers the requests of others: llama-server's streams and their control. Never exposed."""
 
 
+@dataclass(frozen=True)
+class Health:
+    """What Envoy answers by itself about services: for `/health` the wanted ones that are not
+    ready, and for `/v1/models` the status of each route, by its name.
+    """
+
+    not_ready: Sequence[str] = ()
+    statuses: Mapping[str, str] = field(default_factory=dict)
+
+
 def route_table(
     routes: Sequence[Route],
     api_keys: Sequence[str],
-    not_ready: Sequence[str],
+    health: Health,
     allowed_origins: Sequence[str] = (),
+    *,
+    admin_keys: Sequence[str] = (),
 ) -> Document:
-    """RDS. `not_ready` names the wanted services that are not ready, for `/health`."""
+    """RDS. With an admin key everything may be done, with an API key all but loading models."""
+    if api_keys:
+        api_keys = tuple(dict.fromkeys((*api_keys, *admin_keys)))
     host: Document = {
         "name": LISTENER,
         "domains": ["*"],
+        "response_headers_to_remove": [RETRY_HEADER],
         "routes": [
             _open(_says("alive", {"path": ALIVE_PATH}, 200, {"status": "alive"}), api_keys),
-            _open(_health(not_ready), api_keys),
+            _open(_health(health.not_ready), api_keys),
             _says("origin", of_strangers(allowed_origins), 403, REFUSAL),
             _nowhere("not exposed", {"safe_regex": {"regex": CONTROLLING}}),
-            *_models(routes),
+            *_control(admin_keys),
+            *_models(routes, health.statuses),
             *_problems(),
             *(entry for route in routes for entry in _by_model(route)),
             *_unknown(routes),
@@ -120,9 +142,29 @@ def _health(not_ready: Sequence[str]) -> Document:
     return _says("health", match, 503, body, retry_after())
 
 
-def _models(routes: Sequence[Route]) -> Iterator[Document]:
+def _control(admin_keys: Sequence[str]) -> Iterator[Document]:
+    """Loading and unloading models, for those who have a key for it."""
+    if not admin_keys:
+        return
+    post = {"name": ":method", "string_match": {"exact": "POST"}}
+    for path in (LOAD_PATH, UNLOAD_PATH):
+        yield {
+            "name": path,
+            "match": {"path": path, "headers": [post]},
+            "route": {"cluster": ACTIVATOR, "timeout": "30s"},
+            "typed_per_filter_config": {"envoy.filters.http.api_key_auth": _keys(admin_keys)},
+        }
+
+
+def _models(routes: Sequence[Route], statuses: Mapping[str, str]) -> Iterator[Document]:
     known = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "llmsup"}
+        {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "llmsup",
+            "status": {"value": statuses.get(route.name, "unloaded")},
+        }
         for route in routes
         for name in route.names
     ]
@@ -186,10 +228,11 @@ def _retry_policy(retry_on: str, services: int) -> Document:
     No status is in `retry_on`: a 4xx or a 503 of a server is an answer.
     """
     return {
-        "retry_on": retry_on,
-        # Each service once, and the first once more: a request that crashes servers was given six
-        # tries, and crashed each of two servers three times.
-        "num_retries": max(services, 1),
+        "retry_on": f"{retry_on},retriable-headers",
+        "retriable_headers": [{"name": RETRY_HEADER, "present_match": True}],
+        # Each service once, then the activator, and the first once more: a request that crashes
+        # servers was given six tries, and crashed each of two servers three times.
+        "num_retries": services + 1,
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.1s"},
         # Without it every retry goes to the upstream that has just died.
         "retry_priority": {

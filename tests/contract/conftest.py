@@ -105,6 +105,7 @@ class Stack:
         port: int | None = None,
         allowed_origins: tuple[str, ...] = (),
         *,
+        admin_keys: tuple[str, ...] = (),
         holds: bool = True,
     ) -> None:
         # A space in the path, because a home may have one.
@@ -114,7 +115,9 @@ class Stack:
         self.holds = holds
         self.layout = Layout(self.directory / "gateway")
         listen = ("127.0.0.1", self.port)
-        self.gateway = Gateway(self.layout.directory, routes, listen, api_keys, allowed_origins)
+        self.gateway = Gateway(
+            self.layout.directory, routes, listen, api_keys, allowed_origins, admin_keys=admin_keys
+        )
         self.loop = asyncio.new_event_loop()
         self.stubs: dict[str, Stub] = {}
         self.processes: list[Process] = []

@@ -16,7 +16,7 @@ from llmsup import gateway
 from llmsup.core.routing import Endpoint, Upstream
 from llmsup.core.service import State
 from llmsup.services.envoy_clusters import upstreams
-from llmsup.services.envoy_routes import route_table
+from llmsup.services.envoy_routes import Health, route_table
 from tests.contract.conftest import READY, ROUTES, Stack, wait_until
 
 SLOW = {"x-stub": json.dumps({"delay_ms": 600})}
@@ -79,7 +79,7 @@ def test_list_of_somebody_else_is_mended(stack: Stack) -> None:
     """A lost notification looks the same: Envoy has another list than the one published."""
     chat = Upstream("chat", Endpoint("127.0.0.1", stack.stubs["code"].port), is_fallback=False)
     foreign = stack.layout.temporary / "foreign"
-    foreign.write_text(json.dumps(upstreams("chat-7b", (chat,))))
+    foreign.write_text(json.dumps(upstreams("chat-7b", (chat,), stack.layout.activator_socket)))
     foreign.rename(stack.layout.upstreams("chat-7b"))
     wait_until(lambda: stack.ask().json()["stub"]["name"] == "code", "Envoy took it")
 
@@ -248,7 +248,7 @@ def test_empty_table_of_somebody_else_is_mended_when_envoy_is_started_again(
 ) -> None:
     private.gateway.prepare()
     private.gateway.publish(private.members(READY))
-    table = route_table((), (), ())
+    table = route_table((), (), Health())
     spoil(private, private.layout.routes, json.dumps(table).encode())
     private.start_envoy()
     assert private.ask().status_code == 404
@@ -280,4 +280,5 @@ def test_list_always_ends_as_desired(stack: Stack, members: dict[str, State]) ->
 
     assert stack.gateway.confirmed["chat-7b"] == tuple(members)
     seen = (stack.clusters() or {})["chat-7b"]
-    assert [it.host.endpoint.port for it in seen] == [stack.stubs[name].port for name in members]
+    endpoints = [Endpoint("127.0.0.1", stack.stubs[name].port) for name in members]
+    assert [it.host.endpoint for it in seen] == [*endpoints, stack.layout.activator_socket]

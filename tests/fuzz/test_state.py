@@ -66,7 +66,7 @@ LIST = (
     Upstream("chat", Endpoint("127.0.0.1", 8001), is_fallback=False),
     Upstream("code", Endpoint("127.0.0.1", 8004), is_fallback=True, is_draining=True),
 )
-DOCUMENT = upstreams("chat-7b", LIST)
+DOCUMENT = upstreams("chat-7b", LIST, Path("/run/activator.sock"))
 
 
 BAD_HOST: Any = copied(DOCUMENT)

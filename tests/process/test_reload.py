@@ -271,7 +271,7 @@ def test_the_lists_of_removed_routes_are_removed(home: Home) -> None:
         lambda: {path.stem for path in lists.iterdir()} == {"chat-7b", "codes"}, "no old list"
     )
     clusters = json.loads((home.paths.gateway / "xds/clusters.json").read_bytes())["resources"]
-    assert {each["name"] for each in clusters} == {"chat-7b", "codes"}
+    assert {each["name"] for each in clusters} == {"chat-7b", "codes", ".activator"}
 
 
 # --- the gateway

@@ -229,6 +229,38 @@ def test_a_model_name_has_one_route() -> None:
     assert set(result) == {"route.a.aliases[1]", "route.b.aliases[0]"}
 
 
+LOADED = LlamaServer(model="/m/chat.gguf", port=8001, start="on-demand")
+IDLING = LlamaServer(model="/m/chat.gguf", port=8001, ttl_s=60.0)
+
+
+@pytest.mark.parametrize(("chat", "key"), [(LOADED, "start"), (IDLING, "ttl")])
+def test_nothing_waits_for_what_a_request_loads(chat: LlamaServer, key: str) -> None:
+    assert of_services(chat=chat, code=CODE) == {}
+    assert of_services(chat=chat, rag=needing("chat")) == {
+        "service.rag.depends_on[0]": '"chat" may be down until a request loads it; '
+        f"drop its {key}, or do without"
+    }
+
+
+def test_what_a_request_loads_can_be_reached_by_one() -> None:
+    rag = Command(command=("x",), port=8002, start="on-demand")
+    words = "no request could load it; name it in a route, or drop it"
+    assert of_services(rag=rag, store=Qdrant(ttl_s=1.0)) == {
+        "service.rag.start": words,
+        "service.store.ttl": words,
+    }
+    services: dict[str, Service] = {"rag": rag}
+    assert found(Profile(service=services, route={"rag": route("rag")})) == {}
+
+
+def test_single_mode_keeps_its_one_model_up() -> None:
+    pinned = LlamaServer(model="/m/e.gguf", pinned=True, start="on-demand")
+    services: dict[str, Service] = {"chat": LOADED, "embedding": pinned, "code": CODE}
+    assert found(Profile(mode="single", service=services)) == {
+        "service.chat.start": 'only with mode = "dual", or pinned; single mode keeps one model up'
+    }
+
+
 def test_active_names_an_unpinned_model_in_single_mode() -> None:
     services: dict[str, Service] = {"chat": CHAT, "qdrant": QDRANT}
 

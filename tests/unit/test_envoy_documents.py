@@ -27,7 +27,7 @@ from llmsup.services.envoy import (
 )
 from llmsup.services.envoy_clusters import clusters, upstreams
 from llmsup.services.envoy_listener import listeners
-from llmsup.services.envoy_routes import route_table
+from llmsup.services.envoy_routes import Health, route_table
 
 LAYOUT = Layout(Path("/run/user/1000/llm sup/gateway"))
 LISTEN = Endpoint("127.0.0.1", 8000)
@@ -44,7 +44,7 @@ def manager() -> dict[str, Any]:
 
 
 def entries(**keys: Any) -> list[dict[str, Any]]:
-    arguments = {"routes": ROUTES, "api_keys": (), "not_ready": ()} | keys
+    arguments: dict[str, Any] = {"routes": ROUTES, "api_keys": (), "health": Health()} | keys
     return list(resource(route_table(**arguments))["virtual_hosts"][0]["routes"])
 
 
@@ -63,10 +63,9 @@ def test_admin_is_a_private_socket() -> None:
 
 def test_only_an_envoy_that_can_hold_streams_is_given_the_filter() -> None:
     assert "wasm" not in json.dumps(clusters(LAYOUT, ROUTES))
-    assert all(
-        "wasm" in json.dumps(each)
-        for each in clusters(LAYOUT, ROUTES, hold_module=b"x")["resources"]
-    )
+    *of_routes, activator = clusters(LAYOUT, ROUTES, hold_module=b"x")["resources"]
+    assert all("wasm" in json.dumps(each) for each in of_routes)
+    assert (activator["name"], "wasm" in json.dumps(activator)) == (".activator", False)
     for holds, file in ((False, LAYOUT.clusters), (True, LAYOUT.holding_clusters)):
         sources = bootstrap(LAYOUT, holds=holds)["dynamic_resources"]
         assert sources["cds_config"]["path_config_source"]["path"] == str(file)
@@ -189,7 +188,7 @@ def test_key_filter_is_first_and_the_keys_of_the_routes_enable_it() -> None:
 
 
 def test_retries_are_not_cut_by_the_default_limit_of_three() -> None:
-    for cluster in clusters(LAYOUT, ROUTES)["resources"]:
+    for cluster in clusters(LAYOUT, ROUTES)["resources"][: len(ROUTES)]:
         assert cluster["circuit_breakers"]["thresholds"][0]["max_retries"] == 1024
 
 
@@ -215,8 +214,10 @@ def test_list_keeps_its_order_as_priorities() -> None:
             Upstream("chat", Endpoint("127.0.0.1", 8001), is_fallback=False, is_draining=True),
             Upstream("code", Endpoint("127.0.0.1", 8004), is_fallback=True),
         ),
+        Path("/run/activator.sock"),
     )
 
+    *endpoints, activator = resource(document)["endpoints"]
     listed = [
         (
             it["priority"],
@@ -224,12 +225,15 @@ def test_list_keeps_its_order_as_priorities() -> None:
             it["lb_endpoints"][0]["health_status"],
             it["lb_endpoints"][0]["metadata"]["filter_metadata"]["llmsup"],
         )
-        for it in resource(document)["endpoints"]
+        for it in endpoints
     ]
     assert listed == [
         (0, 8001, "DRAINING", {"service": "chat", "fallback": "false"}),
         (1, 8004, "HEALTHY", {"service": "code", "fallback": "true"}),
     ]
+    assert activator["priority"] == 2
+    (endpoint,) = activator["lb_endpoints"]
+    assert endpoint["endpoint"]["address"] == {"pipe": {"path": "/run/activator.sock"}}
     assert resource(document)["cluster_name"] == "chat-7b"
 
 
@@ -238,8 +242,11 @@ def test_list_keeps_its_order_as_priorities() -> None:
 
 def test_statuses_are_answers_and_never_repeated() -> None:
     for entry in proxied():
-        asked = set(entry["route"]["retry_policy"]["retry_on"].split(","))
-        assert asked <= {"connect-failure", "refused-stream", "reset-before-request", "reset"}
+        policy = entry["route"]["retry_policy"]
+        unanswered = {"connect-failure", "refused-stream", "reset-before-request", "reset"}
+        assert set(policy["retry_on"].split(",")) <= unanswered | {"retriable-headers"}
+        told = [header["name"] for header in policy["retriable_headers"]]
+        assert told == ["x-llmsup-retry"], "which only the activator sends"
 
 
 @pytest.mark.parametrize(
@@ -281,11 +288,13 @@ def test_only_known_inference_paths_are_repeated_once_sent(
     assert matching[:1] == ([] if is_repeated is None else [is_repeated])
 
 
-def test_a_request_is_tried_once_more_than_there_are_services() -> None:
-    """Six tries let one request that crashes a server crash each of two servers three times."""
+def test_a_request_is_tried_twice_more_than_there_are_services() -> None:
+    """Once the activator, and once again a service: with more, one request that crashes servers
+    crashes each of two servers three times.
+    """
     tries = {entry["name"]: entry["route"]["retry_policy"]["num_retries"] for entry in proxied()}
 
-    assert tries == {"chat-7b": 2, "a/b:c": 1}
+    assert tries == {"chat-7b": 3, "a/b:c": 2}
 
 
 def test_every_regex_is_short_enough_for_envoy() -> None:
@@ -301,6 +310,33 @@ def test_keys_are_asked_for_everywhere_but_at_health() -> None:
     ]
 
     assert disabled == ["alive", "health"]
+
+
+def test_models_are_loaded_with_an_admin_key_only_and_it_opens_the_rest() -> None:
+    def keys(entry: dict[str, Any]) -> list[str]:
+        config = entry["typed_per_filter_config"]["envoy.filters.http.api_key_auth"]
+        return [each["key"] for each in config["credentials"]]
+
+    table = resource(route_table(ROUTES, ("sk-1",), Health(), admin_keys=("sk-2", "sk-1")))
+    (host,) = table["virtual_hosts"]
+    of_models = [it for it in host["routes"] if it["name"].startswith("/models/")]
+
+    assert [it["name"] for it in of_models] == ["/models/load", "/models/unload"]
+    assert [keys(it) for it in of_models] == [["sk-2", "sk-1"]] * 2
+    assert keys(host) == ["sk-1", "sk-2"], "Envoy refuses a key that is there twice"
+
+
+def test_every_name_of_a_route_has_its_status() -> None:
+    listed = next(
+        it for it in entries(health=Health((), {"chat-7b": "loading"})) if it["name"] == "models"
+    )
+
+    models = json.loads(listed["direct_response"]["body"]["inline_string"])["data"]
+    assert {it["id"]: it["status"]["value"] for it in models} == {
+        "chat-7b": "loading",
+        "gpt-4o-mini": "loading",
+        "a/b:c": "unloaded",
+    }
 
 
 def test_percent_in_a_known_name_is_no_command_of_envoy() -> None:
@@ -319,6 +355,8 @@ def test_literal_doubles_percent() -> None:
 
 
 def test_clusters_are_read_in_order_of_priority() -> None:
+    activator = {"address": {"pipe": {"path": "/run/activator.sock"}}, "priority": 2}
+
     def host(port: int, **keys: Any) -> dict[str, Any]:
         return {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}} | keys
 
@@ -327,11 +365,16 @@ def test_clusters_are_read_in_order_of_priority() -> None:
             {
                 "name": "chat-7b",
                 "host_statuses": [
+                    activator,
                     host(8004, priority=1, health_status={"eds_health_status": "HEALTHY"}),
                     host(
                         8001,
                         health_status={"eds_health_status": "DRAINING"},
-                        stats=[{"name": "rq_active", "value": "2"}, {"name": "rq_error"}],
+                        stats=[
+                            {"name": "rq_active", "value": "2"},
+                            {"name": "rq_total", "value": "9"},
+                            {"name": "rq_error"},
+                        ],
                     ),
                 ],
             },
@@ -342,11 +385,16 @@ def test_clusters_are_read_in_order_of_priority() -> None:
     seen = envoy_admin.parse_clusters(json.dumps(body).encode())
 
     assert seen["empty"] == ()
-    assert [(it.host.endpoint.port, it.host.is_draining) for it in seen["chat-7b"]] == [
-        (8001, True),
-        (8004, False),
+    assert [it.host for it in seen["chat-7b"]] == [
+        envoy_admin.Host(Endpoint("127.0.0.1", 8001), is_draining=True),
+        envoy_admin.Host(Endpoint("127.0.0.1", 8004), is_draining=False),
+        envoy_admin.Host(Path("/run/activator.sock"), is_draining=False),
     ]
-    assert [it.requests_active for it in seen["chat-7b"]] == [2, 0]
+    assert [(it.requests_active, it.requests_total) for it in seen["chat-7b"]] == [
+        (2, 9),
+        (0, 0),
+        (0, 0),
+    ]
 
 
 @pytest.mark.parametrize("body", [b"", b"no", b"[]", b'{"cluster_statuses": [{}]}'])

@@ -22,7 +22,7 @@ def layout(tmp_path: Path) -> Layout:
     layout = Layout(tmp_path)
     for directory in layout.directories:
         directory.mkdir(parents=True, exist_ok=True)
-    lists = envoy_clusters.upstreams("old", (CHAT, CODE, GONE))
+    lists = envoy_clusters.upstreams("old", (CHAT, CODE, GONE), layout.activator_socket)
     layout.upstreams("old").write_bytes(msgspec.json.encode(lists))
     clusters = envoy_clusters.clusters(layout, (OLD,))
     layout.clusters.write_bytes(msgspec.json.encode(clusters))

@@ -18,6 +18,7 @@ from llmsup.core.service import State
 from llmsup.gateway import Gateway
 from llmsup.services.envoy import Layout, cluster_name
 from llmsup.services.envoy_admin import CLUSTERS_PATH, parse_clusters
+from llmsup.services.envoy_clusters import upstreams as upstreams_file
 
 DIRECTORY = Path("/gateway")
 LAYOUT = Layout(DIRECTORY)
@@ -107,12 +108,14 @@ class FakeEnvoy:
         return json.dumps({"cluster_statuses": statuses}).encode()
 
     def services(self, route: str) -> list[str]:
-        """The services in the file of a route."""
+        """The services in the file of a route; the activator stands behind them."""
         (resource,) = self.disk[LAYOUT.upstreams(route)]["resources"]
-        return [
-            priority["lb_endpoints"][0]["metadata"]["filter_metadata"]["llmsup"]["service"]
+        *upstreams, activator = (
+            priority["lb_endpoints"][0]["metadata"]["filter_metadata"]["llmsup"]
             for priority in resource["endpoints"]
-        ]
+        )
+        assert activator == {"route": cluster_name(route)}
+        return [upstream["service"] for upstream in upstreams]
 
     def health(self) -> int:
         """The status of /health in the route table."""
@@ -134,9 +137,9 @@ def gateway(envoy: FakeEnvoy, clock: Any) -> Gateway:
         clock=clock,
     )
     for route in ROUTES:
-        envoy.disk[LAYOUT.upstreams(route.name)] = {
-            "resources": [{"cluster_name": cluster_name(route.name), "endpoints": []}]
-        }
+        envoy.disk[LAYOUT.upstreams(route.name)] = upstreams_file(
+            route.name, (), LAYOUT.activator_socket
+        )
         made.published[route.name] = made.desired[route.name] = ()
     envoy.start()
     return made
@@ -231,7 +234,8 @@ class Publication(RuleBasedStateMachine):
         assert self.gateway.published == wanted
         for route in ROUTES:
             seen = parse_clusters(self.envoy.clusters())[cluster_name(route.name)]
-            assert [it.host.endpoint for it in seen] == [it.endpoint for it in wanted[route.name]]
+            endpoints = [*(it.endpoint for it in wanted[route.name]), LAYOUT.activator_socket]
+            assert [it.host.endpoint for it in seen] == endpoints
             services = tuple(it.service for it in wanted[route.name])
             assert self.gateway.confirmed[route.name] == services
         all_ready = all(it is State.READY for it in self.states.values())
@@ -484,7 +488,7 @@ def test_a_confirmed_list_that_envoy_has_lost_is_mended_within_ten_seconds() -> 
         await asyncio.sleep(60)
         scene.envoy.lists[cluster_name("code-7b")] = []
         await asyncio.sleep(11)
-        assert len(scene.envoy.lists[cluster_name("code-7b")]) == 1
+        assert len(scene.envoy.lists[cluster_name("code-7b")]) == 2, "code and the activator"
 
     scene.play(story())
 

@@ -59,7 +59,7 @@ members = st.dictionaries(
 
 
 @given(routes, members)
-def test_routable_is_ready_and_nothing_else(
+def test_routable_is_ready_and_nothing_else_where_none_is_cold(
     routes: tuple[Route, ...], members: dict[str, Member]
 ) -> None:
     for route, upstreams in zip(routes, desired(routes, members).values(), strict=True):
@@ -72,3 +72,15 @@ def test_routable_is_ready_and_nothing_else(
         for upstream in upstreams:
             assert upstream.endpoint == members[upstream.service].endpoint
             assert upstream.is_fallback == (upstream.service != route.services[0])
+
+
+def test_what_stands_behind_a_cold_service_gets_no_new_request() -> None:
+    """It finishes those that it has, and is counted until then."""
+    members = {
+        "chat": Member(CHAT, State.STOPPED, is_cold=True),
+        "code": Member(CODE, State.READY),
+    }
+    wanted = desired(ROUTES, members)
+
+    assert wanted["chat-7b"] == (Upstream("code", CODE, is_fallback=True, is_draining=True),)
+    assert wanted["code-7b"] == (Upstream("code", CODE, is_fallback=False),)

@@ -1,0 +1,89 @@
+"""What becomes of a request for which no upstream answers, and which service it starts.
+
+A service that starts on demand is *cold* while it is on its way up or down and has not died: a
+request can have it by waiting. What stands behind it in a route does not answer meanwhile: a
+fallback is for a service that fails, not for one that sleeps.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from llmsup.core.routing import Route
+from llmsup.core.service import Service, State, Want
+
+_UP = frozenset({State.READY, State.UNREADY})
+_FAILING = frozenset({State.BACKOFF, State.FAILED})
+
+
+@dataclass(frozen=True)
+class Start:
+    """Want this service up, and ask again."""
+
+    service: str
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Wait for a change."""
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A service of the route gets new requests: have this one sent there."""
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Nothing comes, for this reason."""
+
+    why: str
+
+
+Answer = Start | Hold | Repeat | Refuse
+
+
+def is_cold(service: Service) -> bool:
+    """Whether this service, which starts on demand, has only to be waited for."""
+    return not service.deaths and service.state not in _UP | _FAILING
+
+
+def answer(route: Route, services: Mapping[str, Service], on_demand: Collection[str]) -> Answer:
+    """What a request for the route gets, as its services are now.
+
+    `on_demand`: the names of those that a request starts.
+    """
+    is_coming = False
+    for name in route.services:
+        service = services[name]
+        if service.state is State.READY:
+            return Repeat()
+        if name in on_demand and service.want is Want.DOWN:
+            return Start(name)
+        if service.want is Want.UP and service.state is not State.FAILED:
+            if name in on_demand and is_cold(service):
+                return Hold()
+            is_coming = True
+    if is_coming:
+        return Hold()
+    return Refuse("; ".join(_said(services[name]) for name in route.services))
+
+
+def status(found: Answer, asleep: Collection[str]) -> str:
+    """What `/v1/models` says of a route whose requests get `found`, in the words of llama.cpp.
+
+    `asleep`: services that were unloaded because no request came.
+    """
+    match found:
+        case Repeat():
+            return "loaded"
+        case Hold():
+            return "loading"
+        case Start(name) if name in asleep:
+            return "sleeping"
+        case _:
+            return "unloaded"
+
+
+def _said(service: Service) -> str:
+    why = f" ({service.why})" if service.why else ""
+    return f"{service.name} is {service.state.value}{why}"
