@@ -84,8 +84,13 @@ def parse(given: object, kind: type[Kind]) -> Kind:
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        words, _, place = str(error).partition(" - at `$")
-        name = place.strip("`.")
-        text = f"{name}: {words}" if name else words
-        known = ", ".join(kind.__struct_fields__) or "none"
-        raise UsageError(text.replace("`", ""), hint=f"arguments of this tool: {known}") from None
+        words, _, place = str(error).replace("`", "").partition(" - at $")
+        words = words[:1].lower() + words[1:]
+        name = place.removeprefix(".")
+        raise UsageError(f"{name}: {words}" if name else words, hint=known(kind)) from None
+
+
+def known(kind: type[msgspec.Struct]) -> str:
+    """A hint that names them."""
+    names = ", ".join(kind.__struct_fields__) or "none"
+    return f"arguments of this tool: {names}"

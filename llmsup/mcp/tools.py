@@ -239,13 +239,17 @@ TOOLS = (
 )
 
 
-async def call_tool(tool: Tool, home: Paths, given: Document, tell: Any) -> Reply:
+async def call_tool(
+    tool: Tool, home: Paths, given: Document, tell: Callable[[SwitchProgress], None]
+) -> Reply:
     """Call it. An error that llmsup knows is a reply."""
     try:
         parsed = arguments.parse(given, tool.arguments)
         return await tool.act(Call(home, parsed, tell))
     except LlmsupError as error:
-        return Reply(refusal(error), is_error=True)
+        document = refusal(error)
+        hint = document["hint"] or arguments.known(tool.arguments)
+        return Reply({**document, "hint": hint}, is_error=True)
     except Exception as error:  # the session goes on
         words = LlmsupError(
             f"unexpected {type(error).__name__}: {error}", hint="this is a bug in llmsup"
