@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 ENGINE_FLAGS := -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DGGML_RPC=ON \
 	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_OPENSSL=OFF
 
-.PHONY: install demo test check format bench chaos fuzz docs clean
+.PHONY: install demo test check format bench card chaos fuzz docs clean
 
 install: $(VENV)/installed
 
@@ -70,6 +70,11 @@ bench: install
 	@$(BIN)/python -m bench.gguf_header
 	@$(BIN)/python -m bench.vram_accuracy
 	@$(BIN)/python -m bench.plan
+
+# Two models on 30 sizes of a card without a GPU, from "nothing fits" to "all fits": 4 minutes.
+card: export LLMSUP_CARD_CAPS ?= 30
+card: install
+	@$(BIN)/python -m pytest -q -s -o faulthandler_timeout=0 tests/e2e/test_card_never_runs_out.py
 
 # 200 faults, about 15 minutes. A seed repeats a run: make chaos LLMSUP_CHAOS_SEED=7
 chaos: export LLMSUP_CHAOS_FAULTS ?= 200

@@ -6,7 +6,8 @@ What is seen is told as events; nothing is decided here.
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from llmsup.core.health import Health, Outcome, ProbeResult
 from llmsup.core.leases import Rank
 from llmsup.core.service import Policy, Service, State
 from llmsup.host import ports
+from llmsup.host.fetch import fetch
 from llmsup.host.probe import probe
 from llmsup.host.process import Process, carries_mark
 from llmsup.liveness_watch import LivenessWatch
@@ -31,6 +33,7 @@ STARTING_PERIOD_MAX_S = 0.25
 PROGRESS_PERIOD_S = 1.0
 SETTLE_MAX_S = 1.0
 EXPECTED_SILENCE_S = 0.5
+FIRST_PROMPT_S = 60.0
 WATCHED = frozenset({State.READY, State.UNREADY, State.DRAINING})
 """The states in which a service that hangs is replaced; a start has its own time limits."""
 
@@ -69,6 +72,8 @@ class Unit:
     """How a process is started that takes over from a live one, as the number after its own."""
     prepare: Callable[[], None] | None = None
     """Finds out what `launch` only looks up. It may take a second: call it in a thread."""
+    is_prepared: Callable[[], bool] = lambda: True
+    """Whether the program is the one that `prepare` was last called for."""
 
     @property
     def uses_card(self) -> bool:
@@ -101,6 +106,7 @@ class Attendance:
         self._service = service
         self._clock = asyncio.get_running_loop().time
         self._last = ProbeResult(Outcome.UNKNOWN)
+        self._was_asked = False
 
     async def attend_readiness(self) -> None:
         """Probe until cancelled; post what the thresholds make of it."""
@@ -114,6 +120,8 @@ class Attendance:
         while True:
             self._last = await self._probe(so_far)
             after = health.observe(so_far, self._last, readiness)
+            if after.is_ready and not so_far.is_ready:
+                await self._ask_first()
             self._tell(so_far, after)
             so_far = after
             if self._service().state is State.STARTING:
@@ -155,6 +163,16 @@ class Attendance:
             except Exception:
                 log.exception("service=%s could not be watched", self._unit.name)
         self._post(events.Hung(self._generation, reason))
+
+    async def _ask_first(self) -> None:
+        """Ask the first prompt, once. Whatever is answered will do; a death is seen elsewhere."""
+        prompt = self._launch.first_prompt
+        if prompt is None or self._was_asked:
+            return
+        self._was_asked = True
+        target = replace(self._launch.target, via=Via.HTTP, path=prompt.path)
+        with suppress(OSError, ValueError):  # TimeoutError is an OSError
+            await fetch(target, timeout_s=FIRST_PROMPT_S, method="POST", body=prompt.body)
 
     async def _probe(self, so_far: Health) -> ProbeResult:
         try:

@@ -31,8 +31,9 @@ class Books:
         """
         end = logfile.size_bytes(output)
         found = llama_log.parse(logfile.first_lines(output, log_start, end, LOAD_BYTES))
-        if not found.is_complete:
-            log.info("the load of %s is not in its log; nothing is learned", output.stem)
+        is_on_card = bool(found.device.total_bytes) or not key.options.gpu_layers
+        if not found.is_complete or not is_on_card:
+            log.info("no load of %s on the card is in its log; nothing is learned", output.stem)
             return
         estimated = price.estimate.device
         record = Record(found.device, estimated, took_bytes, time.time(), found.extra_bytes)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmsup.core import leases
 from llmsup.core.device import Absence, Device, NoDevice, Reading
@@ -45,9 +45,10 @@ class CardGate:
     """The card of one stack.
 
     `read` reads it; `users` are the services that may use it, with their ranks; `services` has
-    all of them as they are. `short_bytes` tells how much was missing, from the output of a process
-    that ran out of memory. `on_placed` is told of each plan, `on_measured` of what a load took,
-    and `on_no_card` once why there is none. `retry` has a service tried again that was refused.
+    all of them as they are. `leaving` names those of an earlier daemon that are being ended, and
+    may be on the card. `short_bytes` tells how much was missing, from the output of a process that
+    ran out of memory. `on_placed` is told of each plan, `on_measured` of what a load took, and
+    `on_no_card` once why there is none. `retry` has a service tried again that was refused.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class CardGate:
         users: Mapping[str, Rank],
         services: Callable[[], Mapping[str, Service]],
         *,
+        leaving: Callable[[], Sequence[str]] = lambda: (),
         short_bytes: Callable[[Sequence[str], Lease], int | None] = lambda *_: None,
         on_placed: Callable[[Placed], None] = lambda _: None,
         on_measured: Callable[[Lease], None] = lambda _: None,
@@ -67,6 +69,7 @@ class CardGate:
         self._placing = placing
         self._users = users
         self._services = services
+        self._leaving = leaving
         self._short_bytes = short_bytes
         self._on_placed = on_placed
         self._on_measured = on_measured
@@ -76,9 +79,11 @@ class CardGate:
         self._askers: dict[str, _Asker] = {}
         self._last_placed: dict[str, Placed] = {}
         self._ended: dict[str, Lease] = {}
+        self._bounds: dict[str, int] = {}  # of the next plan, and only of that
         self._refused: dict[str, int] = {}  # what was free at that time
         self._no_card = ""
         self._device: Device | None = None  # as it was read last, however long ago
+        self._counted_bytes = 0  # what our services had of it then
         self._reading = asyncio.Lock()
         self._woken = asyncio.Event()
 
@@ -111,6 +116,7 @@ class CardGate:
         self._change(self._leases.read(free_bytes, self._now()))
         if isinstance(reading, Device):
             self._device = reading
+            self._counted_bytes = self._leases.held_bytes
             self._retry_refused(reading.free_bytes)
         return reading
 
@@ -132,6 +138,8 @@ class CardGate:
         """What it waits for."""
         if not self._leases.is_waiting(service):
             return "is placed on the card"
+        if leaving := self._leaving():
+            return f"waits for {', '.join(leaving)} to end"
         return self._leases.why(service) or "waits for the card to be read"
 
     def recall(self, service: str, written: str) -> tuple[Grant, bool]:
@@ -154,9 +162,12 @@ class CardGate:
         """What is known of its loads was of another model."""
         self._placing.forget(service)
         self._refused.pop(service, None)
+        self._bounds.pop(service, None)
 
     def note_change(self, _before: Service, after: Service) -> None:
         """A service is another one now; to be told of every change."""
+        if after.want is Want.DOWN:
+            self._bounds.pop(after.name, None)
         lease = self._leases.of(after.name)
         if lease is None:
             return
@@ -166,6 +177,7 @@ class CardGate:
         elif after.state is State.STOPPING:
             self._change(self._leases.told_to_end(after.name, self._now()))
         elif after.state is State.READY and lease.standing is Standing.LOADING:
+            self._placing.note_loaded(after.name)
             self._change(self._leases.loaded(after.name))
 
     def note_out_of_memory(self, service: str, lines: Sequence[str]) -> tuple[str, bool]:
@@ -179,6 +191,23 @@ class CardGate:
             return "", False
         short_bytes = self._short_bytes(lines, lease)
         return self._placing.note_out_of_memory(lease, lease.placement, short_bytes)
+
+    def bound_next(self, service: str, at_most_bytes: int) -> None:
+        """The next plan of a service, and only that, takes at most so much."""
+        self._bounds[service] = at_most_bytes
+
+    async def outlook(self, service: str, device: Device) -> Placement | None:
+        """What a service would get were it, and only it, started anew now; None: nothing new.
+
+        `device` is the card as it was read; what the service has comes back to it.
+        """
+        lease = self._leases.of(service)
+        free_bytes = device.free_bytes + (0 if lease is None else lease.bytes)
+        without = replace(device, free_bytes=min(free_bytes, device.total_bytes))
+        try:
+            return await asyncio.to_thread(self._placing.place, service, (), without)
+        except LlmsupError:
+            return None
 
     # --- deciding
 
@@ -204,31 +233,41 @@ class CardGate:
         self._mend()
         if (lease := self._leases.settling) is not None:
             await self._settle(lease)
-        if not self._leases.waiting or self._leases.is_taken:
+        if not self._leases.waiting or self._leases.is_taken or self._leaving():
             return
-        reading = await self._read_in_earnest()
+        reading, is_sure = await self._read_in_earnest()
         due = self._leases.next_up
         if due is not None:
-            await self._grant(due, reading)
+            await self._grant(due, reading, is_sure=is_sure)
 
-    async def _read_in_earnest(self) -> Reading:
-        """The card, or why there is none; for a driver that only fails now, as it was last."""
+    async def _read_in_earnest(self) -> tuple[Reading, bool]:
+        """The card, or why there is none; for a driver that only fails now, what it must be like.
+
+        And whether that is sure.
+        """
         give_up_at = self._now() + READING_PATIENCE_S
         while True:
             reading = await self.read()
             if isinstance(reading, Device) or reading.absence not in MAY_PASS:
-                return reading
+                return reading, True
             if self._now() >= give_up_at:
-                return self._device or reading
+                return (self._reckoned(self._device), False) if self._device else (reading, True)
             await asyncio.sleep(READING_RETRY_S)
 
-    async def _grant(self, lease: Lease, reading: Reading) -> None:
+    def _reckoned(self, last: Device) -> Device:
+        """The card as it was read last, but for what our services took and gave back since."""
+        free_bytes = last.free_bytes + self._counted_bytes - self._leases.held_bytes
+        return replace(last, free_bytes=min(max(0, free_bytes), last.total_bytes))
+
+    async def _grant(self, lease: Lease, reading: Reading, *, is_sure: bool) -> None:
         name = lease.service
         free_bytes = reading.free_bytes if isinstance(reading, Device) else None
-        self._change(self._leases.granted(name, free_bytes))
+        self._change(self._leases.granted(name, free_bytes, is_sure=is_sure))
         others = [each for each in self._users if each != name and self._is_to_come(each)]
         try:
-            placement = await asyncio.to_thread(self._placing.place, name, others, reading)
+            placement = await asyncio.to_thread(
+                self._placing.place, name, others, reading, self._bounds.get(name)
+            )
         except LlmsupError as error:
             self._refuse(lease, error, free_bytes)
             return
@@ -238,8 +277,7 @@ class CardGate:
         if placement is not None:
             self._change(self._leases.placed(name, placement))
         # Before anybody is told, who might break: a turn without an answer would never end.
-        device = reading.uuid if isinstance(reading, Device) else None
-        asker.answer.set_result(Grant(placement, device))
+        asker.answer.set_result(Grant(placement, _device_of(reading), self._placing.shrunk(name)))
         self._say_no_card(reading.reason if isinstance(reading, NoDevice) else "")
         if placement is not None:
             self._tell_placed(placement, lease.generation, free_bytes)
@@ -247,10 +285,13 @@ class CardGate:
     def _is_to_come(self, service: str) -> bool:
         """Whether it is wanted, and will ask for its part of the card."""
         services = self._services()
-        now = services[service]
-        needed = [now, *(services[each] for each in now.missing)]
-        is_hoped_for = all(each.state is not State.FAILED for each in needed)
-        return now.want is Want.UP and is_hoped_for and not self._leases.holds(service)
+
+        def is_hoped_for(name: str) -> bool:
+            now = services[name]
+            may_come = now.want is Want.UP and now.state is not State.FAILED
+            return may_come and all(map(is_hoped_for, now.missing))
+
+        return is_hoped_for(service) and not self._leases.holds(service)
 
     async def _settle(self, lease: Lease) -> None:
         give_up_at = self._now() + SETTLE_TIMEOUT_S
@@ -267,7 +308,6 @@ class CardGate:
             await asyncio.sleep(SETTLE_LOOK_S)
         self._change(self._leases.settled(lease.service, now))
         settled = self._leases.of(lease.service)
-        self._placing.note_loaded(lease.service)
         if is_still and settled is not None and settled.measured_bytes is not None:
             self._on_measured(settled)
 
@@ -315,6 +355,7 @@ class CardGate:
         name = placement.service
         last = self._last_placed.get(name)
         self._refused.pop(name, None)
+        self._bounds.pop(name, None)
         self._last_placed[name] = Placed(
             placement,
             generation,
@@ -347,3 +388,10 @@ class CardGate:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _device_of(reading: Reading) -> str | None:
+    """The card to use, none where the profile's is not there: not any other one instead."""
+    if isinstance(reading, Device):
+        return reading.uuid
+    return "" if reading.absence is Absence.NO_DEVICE else None

@@ -32,6 +32,7 @@ class CardWatch:
         self._on_action = on_action
         self._card = Card()
         self._asked = asyncio.Event()
+        self._was_read = asyncio.Event()
         self.reading: Reading = NoDevice(Absence.SILENT, "it has not been looked for yet")
 
     @property
@@ -63,6 +64,11 @@ class CardWatch:
             if age_s > FRESH_S:
                 self._asked.set()
 
+    async def next_reading(self) -> Reading:
+        """The card as it is read next."""
+        await self._was_read.wait()
+        return self.reading
+
     async def keep(self) -> None:
         """Read and watch until cancelled."""
         while True:
@@ -71,6 +77,8 @@ class CardWatch:
             self._card, actions = card.step(self._card, self.reading, self._read_clocks())
             for action in actions:
                 self._on_action(action)
+            self._was_read.set()
+            self._was_read = asyncio.Event()
             is_there = self._card.condition is not Condition.UNSEEN
             with suppress(TimeoutError):
                 async with asyncio.timeout(PERIOD_S if is_there else LOOK_AGAIN_S):

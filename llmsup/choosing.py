@@ -20,7 +20,7 @@ from llmsup.host import choices
 
 @dataclass(frozen=True)
 class Change:
-    """The profile as it is and as it is to be, and what is to be remembered of it.
+    """The profile as it is and as it is to be, and the `choice` that makes it so.
 
     `leaving`: services that are up and give way to the target, in single mode. `generations`: the
     last ones of the services that were wanted up, the target among them if it was.
@@ -30,6 +30,7 @@ class Change:
     model: Path
     old: Loaded
     new: Loaded
+    choice: Choice
     leaving: tuple[str, ...]
     generations: Mapping[str, int]
 
@@ -44,19 +45,22 @@ def propose(
     model: str | None,
     loaded: Loaded,
     *,
+    choice: Choice,
     services: Mapping[str, Service],
     environ: Mapping[str, str],
     home: Paths,
 ) -> Change:
     """The change that has `target` serve `model`, or what profile and environment say now.
 
+    `choice` is the one so far.
+
     Raises UsageError for what cannot be meant, and ConfigError for a profile with problems.
     """
     profile = loaded.profile
     spec = _spec(target, profile, home)
-    models = {name: file for name, file in loaded.choice.models.items() if name != target}
+    models = {name: file for name, file in choice.models.items() if name != target}
     if model is None:
-        file = _expected(target, models, loaded, environ, home)
+        file = _expected(target, Choice(choice.active, models), loaded, environ, home)
     else:
         file = _file(model, loaded)
         models[target] = str(file)
@@ -70,7 +74,6 @@ def propose(
             raise UsageError(
                 f"--set says what {'.'.join(key)} is", hint="llmsup stop, then start without it"
             )
-    active = target if is_single else loaded.choice.active
     new_profile = structs.replace(
         profile,
         active=target if is_single else profile.active,
@@ -82,7 +85,8 @@ def propose(
         target=target,
         model=file,
         old=loaded,
-        new=replace(loaded, profile=new_profile, choice=Choice(active, models)),
+        new=replace(loaded, profile=new_profile),
+        choice=Choice(target if is_single else choice.active, models),
         leaving=leaving,
         generations={
             name: services[name].generation for name in up if name in leaving or name == target
@@ -112,7 +116,7 @@ def _gives_way(name: str, target: str, profile: Profile) -> bool:
 
 
 def _expected(
-    target: str, models: dict[str, str], loaded: Loaded, environ: Mapping[str, str], home: Paths
+    target: str, choice: Choice, loaded: Loaded, environ: Mapping[str, str], home: Paths
 ) -> Path:
     """The model file of the profile as it is now; the environment is that of the daemon."""
     source = str(loaded.path)
@@ -121,7 +125,7 @@ def _expected(
         environ=environ,
         overrides=loaded.overrides,
         config_dir=home.config,
-        choices={source: Choice(loaded.choice.active, models)},
+        choices={source: choice},
     )
     spec = fresh.profile.service.get(target)
     if not isinstance(spec, LlamaServer):
@@ -147,13 +151,17 @@ class Chosen:
         self._choices = choices.load(path)
 
     @property
-    def unfinished(self) -> tuple[str, ...]:
-        """The services of a switch that an earlier daemon did not finish."""
-        return self._choices.of(self._profile_path).unfinished
+    def choice(self) -> Choice:
+        """It; `unfinished` where an earlier daemon did not come to the end of a switch."""
+        return self._choices.of(self._profile_path)
 
-    def keep(self, choice: Choice) -> None:
-        """This is chosen from now on. Raises OSError."""
-        self._save(self._choices.with_choice(self._profile_path, choice))
+    def begin(self, touched: tuple[str, ...]) -> None:
+        """A switch begins: whoever finds this undoes it. Raises OSError."""
+        self._keep(structs.replace(self.choice, unfinished=touched))
+
+    def end(self, choice: Choice | None = None) -> None:
+        """The switch is over; what is chosen is this, or what was before it. Raises OSError."""
+        self._keep(structs.replace(choice or self.choice, unfinished=()))
 
     def last_load_s(self, model: Path) -> float | None:
         """How long the file took to load the last time."""
@@ -162,6 +170,9 @@ class Chosen:
     def note_load(self, model: Path, load_s: float) -> None:
         """It took so long. Raises OSError."""
         self._save(self._choices.with_load(str(model), load_s))
+
+    def _keep(self, choice: Choice) -> None:
+        self._save(self._choices.with_choice(self._profile_path, choice))
 
     def _save(self, after: choices.Choices) -> None:
         choices.save(self._path, after)

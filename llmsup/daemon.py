@@ -88,7 +88,7 @@ def _load(profile: str, overrides: Sequence[str], home: Paths, patience_s: float
                 environ=os.environ,
                 overrides=overrides,
                 config_dir=home.config,
-                choices=choices.load(home.choices).profiles,
+                choices=choices.load(home.choices).usable,
             )
         except ConfigError:
             if time.monotonic() >= deadline:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -375,11 +375,16 @@ class Gateway:
             seen = (clusters or {}).get(envoy.cluster_name(route.name))
             self.confirmed[route.name] = None if seen is None else services(seen, lists)
 
-    async def in_flight(self, service: str) -> int:
-        """As `Admin.in_flight`, and 0 for a service that is in no list."""
-        if not any(it.service == service for listed in self.desired.values() for it in listed):
+    async def in_flight(self, service: str, routes: Container[str] | None = None) -> int:
+        """As `Admin.in_flight`, of these routes or of all; 0 for a service that is in no list."""
+        lists = {
+            route: listed
+            for route, listed in self.desired.items()
+            if routes is None or route in routes
+        }
+        if not any(it.service == service for listed in lists.values() for it in listed):
             return 0
-        return await self._admin.in_flight(service, self.desired)
+        return await self._admin.in_flight(service, lists)
 
     async def requests_active(self) -> int:
         """Requests of all clients that are not answered; 0 where Envoy is gone, 1 if unknown."""

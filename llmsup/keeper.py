@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from llmsup.attendance import Attendance, Unit
@@ -132,6 +133,7 @@ class Keeper:
             self.port = self._last_port
             target = replace(launch.target, port=self.port)
             launch = replace(launch, target=target, ports=(self.port,))
+        launch = replace(launch, first_prompt=None)
         self.post(events.Adopted(found.generation, found.pid))
         if self.unit.uses_card:
             last = self._remembered
@@ -257,6 +259,20 @@ class Keeper:
         self._launch(generation, grant)
 
     def _launch(self, generation: int, grant: Grant) -> None:
+        if self.unit.prepare is not None and not self.unit.is_prepared():
+            self._attend(self._launch_when_prepared(generation, grant, self.unit.prepare))
+        else:
+            self._launch_prepared(generation, grant)
+
+    async def _launch_when_prepared(
+        self, generation: int, grant: Grant, prepare: Callable[[], None]
+    ) -> None:
+        """The program was replaced since it was looked at."""
+        with suppress(LaunchError):  # the launch says it, too
+            await asyncio.to_thread(prepare)
+        self._launch_prepared(generation, grant)
+
+    def _launch_prepared(self, generation: int, grant: Grant) -> None:
         try:
             launch = self.unit.launch(grant)
             self._inquest.note_launch(launch)

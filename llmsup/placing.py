@@ -13,13 +13,16 @@ from llmsup.core import grant, shrinking
 from llmsup.core.conforming import conforms
 from llmsup.core.device import Device, NoDevice, Reading
 from llmsup.core.grant import Grant
-from llmsup.core.leases import Lease
-from llmsup.core.plan import Budget, Demand, Placement, Plan
+from llmsup.core.leases import Lease, Rank, rank
+from llmsup.core.plan import Budget, Demand, Placement, Plan, Price
 from llmsup.core.shrinking import Shrunk
+from llmsup.core.sizes import Estimate, Sizes
 from llmsup.errors import LlmsupError, ModelFileError, NoRoomError
 from llmsup.services import llama_log
 
 log = logging.getLogger(__name__)
+
+ADOPTED = "as an earlier daemon placed it"
 
 
 class Sizer(Protocol):
@@ -76,13 +79,19 @@ class Placing:
         self._may_shrink: dict[str, bool] = {}
         self._shrunk: dict[str, Shrunk] = {}
 
-    def place(self, name: str, others: Sequence[str], reading: Reading) -> Placement | None:
-        """What one service gets, those `others` being left theirs.
+    def place(
+        self,
+        name: str,
+        others: Sequence[str],
+        reading: Reading,
+        at_most_bytes: int | None = None,
+    ) -> Placement | None:
+        """What one service gets, those `others` being left theirs, and `at_most_bytes` of it.
 
         None where the header of its model tells nothing. Raises NoRoomError. Call it in a thread.
         """
         try:
-            own = self._demand(name, reading)
+            own = self._demand(name, reading, at_most_bytes)
         except ModelFileError:
             return None  # the engine may know more of the file than we do
         if isinstance(reading, NoDevice):
@@ -95,7 +104,7 @@ class Placing:
         plan = self._plan(budget, demands, "")
         if plan.refusal:
             self._require_room(own, budget, reading)
-            plan = self._plan(budget, self._compatible(budget, demands), "")
+            plan = self._plan(budget, self._compatible(budget, own, demands), "")
         return plan.of(name)
 
     def _require_room(self, demand: Demand, budget: Budget, reading: Device) -> None:
@@ -107,44 +116,59 @@ class Placing:
             is_hopeless = bool(self._plan(empty, [unbounded], "").refusal)
             raise NoRoomError(refusal, permanent=is_hopeless, shortage=not is_hopeless)
 
-    def _compatible(self, budget: Budget, demands: Sequence[Demand]) -> list[Demand]:
-        """The first, and of the others, in order, those that leave a plan possible."""
-        chosen = [demands[0]]
-        for each in demands[1:]:
-            if not self._plan(budget, [*chosen, each], "").refusal:
+    def _compatible(self, budget: Budget, own: Demand, demands: Iterable[Demand]) -> list[Demand]:
+        """Those that leave a plan possible, by rank. Raises NoRoomError where `own` does not."""
+        chosen: list[Demand] = []
+        for each in sorted(demands, key=_rank):
+            refusal = self._plan(budget, [*chosen, each], "").refusal
+            if not refusal:
                 chosen.append(each)
+            elif each is own:
+                raise NoRoomError(refusal, shortage=True)
         return chosen
 
-    def _demand(self, service: str, reading: Reading) -> Demand:
+    def _demand(self, service: str, reading: Reading, bound_bytes: int | None = None) -> Demand:
         free_bytes = reading.free_bytes if isinstance(reading, Device) else None
         shrunk = self._shrunk.get(service)
         if shrunk is not None and not shrunk.still_holds(free_bytes):
             self._shrunk.pop(service, None)
             shrunk = None
-        at_most_bytes = shrunk.at_most_bytes if shrunk else None
+        bounds = [bound_bytes, shrunk.at_most_bytes if shrunk else None]
+        at_most_bytes = min((each for each in bounds if each is not None), default=None)
         demand = self._sizer.demand(service, at_most_bytes, reading=reading)
         self._note_knobs(demand)
         return demand
 
     def recall(self, service: str, written: str, card: Device | None) -> tuple[Grant, bool]:
         """What a live process was given, and whether it could be given it now."""
-        options, device = grant.read(written)
+        found = grant.read(written)
+        options, device = found.options, found.device
         if options is None:
             return Grant(None, device), True
         try:
             demand = self._sizer.demand(service, reading=card)
         except ModelFileError:
-            return Grant(None, device), False
+            # What became of its file is nothing to a process that has loaded it.
+            unknown = Price(Estimate(Sizes(), Sizes()), overhead_bytes=0)
+            kept = Placement(service, "", options.gpu_layers, options, unknown, ADOPTED)
+            return Grant(kept, device), True
         self._note_knobs(demand)
-        price, why = demand.price(options), "as an earlier daemon placed it"
-        placement = Placement(service, demand.model, demand.layers, options, price, why)
+        price = demand.price(options)
+        placement = Placement(service, demand.model, demand.layers, options, price, ADOPTED)
         is_same_card = card is None or device == card.uuid
-        return Grant(placement, device), is_same_card and conforms(options, demand)
+        is_current = is_same_card and conforms(options, demand)
+        if is_current and found.shrunk is not None:
+            self._shrunk.setdefault(service, found.shrunk)
+        return Grant(placement, device, found.shrunk), is_current
 
     def _note_knobs(self, demand: Demand) -> None:
         """Whether a plan could give it less than it has; see `core.ladder`."""
         may_choose = bool(demand.knobs) and not demand.pinned
         self._may_shrink[demand.service] = may_choose or bool(demand.degrade)
+
+    def shrunk(self, service: str) -> Shrunk | None:
+        """With how much it ran out of memory, where that is not over yet."""
+        return self._shrunk.get(service)
 
     def ran_out(self, service: str) -> bool:
         """Whether it ran out of memory, and has not loaded since."""
@@ -194,6 +218,10 @@ def planned(placement: Placement, free_bytes: int | None) -> str:
 
 def _mib(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:.0f} MiB"
+
+
+def _rank(demand: Demand) -> Rank:
+    return rank(demand.service, demand.priority, pinned=demand.pinned)
 
 
 def _empty(device: Device) -> Device:

@@ -24,7 +24,7 @@ def load_startable(
         environ=environ,
         overrides=overrides,
         config_dir=home.config,
-        choices=choices.peek(home.choices).profiles,
+        choices=choices.peek(home.choices).usable,
     )
     holders = [
         (owner, key) for key, port in _ports(loaded.profile).items() for owner in ports.owners(port)

@@ -10,8 +10,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from msgspec import structs
-
 from llmsup import __version__
 from llmsup.adoption import Remembering, Takeover, take_over
 from llmsup.attendance import Unit
@@ -35,6 +33,7 @@ from llmsup.control.wire import (
 )
 from llmsup.core import card, offload
 from llmsup.core.device import Device
+from llmsup.core.grant import may_use_card
 from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
@@ -55,6 +54,7 @@ from llmsup.inquest import Findings
 from llmsup.placing import Placing, short_bytes
 from llmsup.preflight import load_startable
 from llmsup.publication import Publication
+from llmsup.rebalancing import Rebalancing
 from llmsup.rolls import Rolls
 from llmsup.services import envoy
 from llmsup.sizing import Sizing
@@ -115,11 +115,13 @@ class Stack:
         last_ports = {name: each.port for name, each in self._memory.items() if each.port}
         self._strays = Strays()
         units = build(profile, paths, environ, last_ports, lambda: self._card.is_busy)
+        users = {unit.name: unit.rank for unit in units if unit.uses_card}
         self._gate = CardGate(
             Nvml(profile.gpu.device).read,
             Placing(self._sizing, offload.plan),
-            {unit.name: unit.rank for unit in units if unit.uses_card},
+            users,
             lambda: self._supervisor.services,
+            leaving=lambda: self._strays.card_users,
             short_bytes=short_bytes,
             on_placed=self._news.note_placed,
             on_measured=self._note_measured,
@@ -149,6 +151,20 @@ class Stack:
             self.gateway, routes, self._supervisor.keepers, self._journal
         )
         self._rolls = Rolls(self._supervisor, self._keep)
+        self._rebalancing = Rebalancing(
+            profile.gpu.rebalance,
+            self._card,
+            self._gate,
+            sizer=self._sizing,
+            users=users,
+            routes=routes,
+            services=lambda: self._supervisor.services,
+            in_flight=self.gateway.in_flight,
+            is_busy=self._is_changing,
+            restart=lambda name: self._rolls.restart([name]),
+            journal=self._journal,
+            troubles=troubles,
+        )
         self._unsettled: set[str] = set()  # adopted, and not yet seen to be ready or not
         self._remembering = Remembering(
             paths.memory,
@@ -211,7 +227,8 @@ class Stack:
             log.info("adopted %s", _listed(sorted(taken.adopted)))
             self._journal.write("daemon", why=f"adopted {_listed(sorted(taken.adopted))}")
         strays = taken.strays - self._retire_earlier(found, taken)
-        self._strays.note(strays)
+        on_card = {each.mark: each.service for each in found if may_use_card(each.grant)}
+        self._strays.note(strays, on_card)
         if strays:
             self._keep(self._end_strays(found, is_routed=GATEWAY in taken.adopted))
         self._supervisor.start((name for name in up if name not in taken.adopted), forgive=False)
@@ -222,6 +239,7 @@ class Stack:
         self._keep(self.gateway.keep_confirmed(self._publication.note_confirmed))
         self._keep(self._card.keep())
         self._keep(self._gate.keep())
+        self._keep(self._rebalancing.keep())
         self._keep(keep_rotated(self._logs(), self._troubles))
         self._keep(keep_watch(self._paths.logs, self._troubles))
         self._keep(self._troubles.keep_trying())
@@ -231,14 +249,11 @@ class Stack:
 
         Returns the services that are restarted for it: no request is to be answered by them.
         """
-        touched = self._chosen.unfinished
+        touched = self._chosen.choice.unfinished
         if not touched:
             return frozenset()
-        self._take(
-            replace(self._loaded, choice=structs.replace(self._loaded.choice, unfinished=()))
-        )
         with self._troubles.watched("the end of a switch is not remembered"):
-            self._chosen.keep(self._loaded.choice)
+            self._chosen.end()
         words = f"undoes an unfinished switch of {_listed(touched)}"
         log.info(words)
         self._journal.write("daemon", why=words)
@@ -277,7 +292,7 @@ class Stack:
                     time.monotonic(),
                     lease=self._gate.lease(name),
                     model=keeper.model,
-                    trouble=self._trouble() if name == GATEWAY else "",
+                    trouble=self._trouble() if name == GATEWAY else self._rebalancing.why(name),
                 )
                 for name, keeper in self._supervisor.keepers.items()
             ],
@@ -360,6 +375,7 @@ class Stack:
             target,
             model,
             self._loaded,
+            choice=self._chosen.choice,
             services=services,
             environ=self._environ,
             home=self._paths,
@@ -422,6 +438,11 @@ class Stack:
 
     # --- inside
 
+    def _is_changing(self) -> bool:
+        """Whether services are restarted, or are not known to be ready yet."""
+        is_switching = self._switching.current is not None
+        return bool(self._ending or self._unsettled or self._rolls.pending or is_switching)
+
     def _take(self, loaded: Loaded) -> None:
         """This profile is in force: what is planned, wanted and remembered follows it."""
         self._loaded = loaded
@@ -438,7 +459,7 @@ class Stack:
         reading = await self._gate.read()
         if isinstance(reading, Device):
             leases = filter(None, map(self._gate.lease, change.generations))
-            coming_bytes = sum(each.measured_bytes or each.planned_bytes for each in leases)
+            coming_bytes = sum(each.bytes for each in leases)
             free_bytes = min(reading.total_bytes, reading.free_bytes + coming_bytes)
             reading = replace(reading, free_bytes=free_bytes)
         sizing = Sizing(

@@ -7,7 +7,7 @@ that is off the lists, so what is looked at are connections: it closes those tha
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from llmsup.host import ports
 from llmsup.host.process import carries_mark, end_marked, marked
@@ -23,10 +23,17 @@ class Strays:
 
     def __init__(self) -> None:
         self._left: set[str] = set()
+        self._card_users: dict[str, str] = {}
 
-    def note(self, marks: Iterable[str]) -> None:
-        """These are to be ended."""
+    def note(self, marks: Iterable[str], card_users: Mapping[str, str]) -> None:
+        """These are to be ended; `card_users`: the services, by marks, that may be on the card."""
         self._left |= set(marks)
+        self._card_users |= card_users
+
+    @property
+    def card_users(self) -> tuple[str, ...]:
+        """The services whose processes may have memory of the card, and are not ended yet."""
+        return tuple({name: 0 for mark, name in self._card_users.items() if mark in self._left})
 
     def has(self, pid: int) -> bool:
         """Whether the process is one of them. They are ended within a while."""

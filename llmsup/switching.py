@@ -10,11 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from msgspec import structs
-
 from llmsup.attendance import Unit
 from llmsup.card_gate import CardGate
 from llmsup.choosing import Change, Chosen
+from llmsup.config.choice import Choice
 from llmsup.config.load import Loaded
 from llmsup.config.models import parts_of
 from llmsup.config.schema import LlamaServer
@@ -183,8 +182,7 @@ class Switching:
             await asyncio.to_thread(gguf.require_loadable, change.model)
             await self._require_room(change)
             # From here on a daemon that is killed over it undoes it.
-            old = change.old.choice
-            self._chosen.keep(structs.replace(old, unfinished=change.touched))
+            self._chosen.begin(change.touched)
         except LlmsupError as error:
             return self._failed(switch, Event.REFUSED, error.message)
         except OSError as error:
@@ -238,7 +236,7 @@ class Switching:
                 switch.proof.add_done_callback(lambda _: self._woken.set())
             case Action.KEEP:
                 self._put_in_force(switch.change.target, switch.change.new)
-                self._remember(switch.change.new)
+                self._remember(switch.change.choice)
                 self._let_in(switch)
             case Action.RESTORE:
                 await self._restore(switch)
@@ -297,9 +295,9 @@ class Switching:
 
     # --- the end
 
-    def _remember(self, loaded: Loaded) -> None:
+    def _remember(self, choice: Choice | None) -> None:
         try:
-            self._chosen.keep(structs.replace(loaded.choice, unfinished=()))
+            self._chosen.end(choice)
         except OSError as error:
             log.error("the choice is not remembered: %s", error)
 
@@ -328,7 +326,7 @@ class Switching:
 
     def _end(self, switch: Switch, result: SwitchResult) -> None:
         if switch.phase is not Phase.SWITCHED:
-            self._remember(switch.change.old)
+            self._remember(None)
         self._withheld.pop(switch.change.target, None)
         self.current = None
         log.info("switch: %s", result["message"])

@@ -136,6 +136,7 @@ def _unit(
             case Command():
                 return command.launch(service)
 
+    asking = _Asking(service, paths, environ) if isinstance(service, LlamaServer) else None
     unit = Unit(
         name=name,
         kind=str(service.__struct_config__.tag),
@@ -147,11 +148,13 @@ def _unit(
         liveness=service.liveness,
         depends_on=service.depends_on,
         port=port,
-        prepare=_asking(service, paths, environ),
+        prepare=asking,
         model=Path(service.model).name if isinstance(service, LlamaServer) else None,
         gpu_layers=_gpu_layers(service),
         rank=rank(name, service.priority, pinned=service.pinned),
     )
+    if asking is not None:
+        unit = replace(unit, is_prepared=asking.is_done)
     return replace(unit, is_gpu_busy=is_gpu_busy) if unit.uses_card else unit
 
 
@@ -162,16 +165,28 @@ def _gpu_layers(service: Service) -> int | str | None:
     return service.gpu_layers if llama_options.asked(service, 1).gpu_layers else 0
 
 
-def _asking(
-    service: Service, paths: Paths, environ: Mapping[str, str]
-) -> Callable[[], None] | None:
-    if not isinstance(service, LlamaServer):
-        return None
+class _Asking:
+    """Asks the engine of a service what it knows; one that is installed later is asked anew."""
 
-    def prepare() -> None:
-        engine.learn(binaries.llama_server(service.binary, environ), paths.engines)
+    def __init__(self, service: LlamaServer, paths: Paths, environ: Mapping[str, str]) -> None:
+        self._service = service
+        self._paths = paths
+        self._environ = environ
+        self._asked = ""
 
-    return prepare
+    def __call__(self) -> None:
+        binary = self._binary()
+        self._asked = engine.identity(binary)  # however it answers: one that hangs is asked once
+        engine.learn(binary, self._paths.engines)
+
+    def is_done(self) -> bool:
+        try:
+            return engine.identity(self._binary()) == self._asked
+        except LaunchError:
+            return True  # there is nobody to ask; the launch says so
+
+    def _binary(self) -> str:
+        return binaries.llama_server(self._service.binary, self._environ)
 
 
 def _created(directory: Path) -> Path:

@@ -71,7 +71,7 @@ class StandIn(StubCards):
         super().__init__(directory)
         self._total_bytes, self._reserved_bytes = total_mib * MIB, reserved_mib * MIB
         self._knobs = [f"overhead {overhead_mib * MIB}", f"linger {linger_ms}"]
-        self._outside_bytes = 0
+        self._outside_bytes = self._work_bytes = 0
         self.environ |= {
             "GGML_BACKEND_PATH": str(library / "libggml-card.so"),
             "LD_PRELOAD": str(library / "preload.so"),
@@ -84,6 +84,11 @@ class StandIn(StubCards):
     def take(self, mib: int) -> None:
         """A program that is no llama-server takes so much more."""
         self._outside_bytes += mib * MIB
+        self._write()
+
+    def need(self, mib: int) -> None:
+        """Whatever is computed from now on takes so much more, as a driver may want."""
+        self._work_bytes = mib * MIB
         self._write()
 
     def give_back(self) -> None:
@@ -118,7 +123,7 @@ class StandIn(StubCards):
     def _write(self) -> None:
         free = max(self._total_bytes - self._reserved_bytes - self._outside_bytes, 0)
         line = self.card(total=self._total_bytes, free=free, used=self._outside_bytes)
-        self.write(*self._knobs, line)
+        self.write(*self._knobs, f"work {self._work_bytes}", line)
 
 
 def _started(pid: int) -> int:

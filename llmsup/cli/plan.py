@@ -156,7 +156,7 @@ def _looked(
         environ=os.environ,
         overrides=overrides,
         config_dir=home.config,
-        choices=choices.peek(home.choices).profiles,
+        choices=choices.peek(home.choices).usable,
     )
 
 

@@ -25,7 +25,7 @@ def restart_daemon() -> None:
         environ=os.environ,
         overrides=daemon["overrides"],
         config_dir=home.config,
-        choices=choices.peek(home.choices).profiles,
+        choices=choices.peek(home.choices).usable,
     )
     asked_at = time.monotonic()
     client.hand_over()

@@ -23,27 +23,19 @@ class Choice(Struct, frozen=True, forbid_unknown_fields=True):
 NOTHING = Choice()
 
 
-def apply_choice(raw: dict[str, Any], choice: Choice, flags: Collection[Key]) -> Choice:
+def apply_choice(raw: dict[str, Any], choice: Choice, flags: Collection[Key]) -> None:
     """Put the choice into the tables of a profile, as far as they have a place for it.
 
-    Returns what was put. What flags say is left as it is, and so is a service that has gone or
-    become one without a model.
+    What flags say is left as it is, and so is a service that has gone or has no model any more.
     """
     services = raw.get("service")
     tables = services if isinstance(services, dict) else {}
-    models = {
-        name: model
-        for name, model in choice.models.items()
-        if _has_model(tables.get(name)) and not is_flagged(("service", name, "model"), flags)
-    }
-    for name, model in models.items():
-        tables[name]["model"] = model
-    active = choice.active if choice.active in tables else None
-    if active is not None and raw.get("mode") == "single" and not is_flagged(("active",), flags):
-        raw["active"] = active
-    else:
-        active = None
-    return Choice(active, models, choice.unfinished)
+    for name, model in choice.models.items():
+        if _has_model(tables.get(name)) and not is_flagged(("service", name, "model"), flags):
+            tables[name]["model"] = model
+    is_single = raw.get("mode") == "single" and choice.active in tables
+    if is_single and not is_flagged(("active",), flags):
+        raw["active"] = choice.active
 
 
 def is_flagged(key: Key, flags: Collection[Key]) -> bool:

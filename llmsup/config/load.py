@@ -32,17 +32,13 @@ NO_CHOICES: Mapping[str, Choice] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Loaded:
-    """A profile without problems, its name, its file, the gateway's keys, and what --set said.
-
-    `choice`: what of the profile is as `llmsup switch` chose it.
-    """
+    """A profile without problems, its name, its file, the gateway's keys, and what --set said."""
 
     profile: Profile
     name: str
     path: Path
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     overrides: tuple[str, ...] = ()
-    choice: Choice = NOTHING
 
 
 def load(
@@ -90,7 +86,7 @@ def look(
         raise ConfigError(
             [Problem(one_line(str(path)), "", "tables are nested too deeply")]
         ) from None
-    choice = apply_choice(raw, choices.get(str(path), NOTHING), flags)
+    apply_choice(raw, choices.get(str(path), NOTHING), flags)
     profile: Profile = decode(raw, Profile, (), problems.report)
     services = raw.get("service")
     declared = frozenset(services if isinstance(services, dict) else ())
@@ -104,7 +100,7 @@ def look(
         error = ConfigError(listed, hint=hint)
         if len(listed) > len(problems.models):
             raise error
-    return Loaded(plain(found), path.stem, path, api_keys, tuple(overrides), choice), error
+    return Loaded(plain(found), path.stem, path, api_keys, tuple(overrides)), error
 
 
 def _table(path: Path) -> dict[str, Any]:

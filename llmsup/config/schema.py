@@ -113,6 +113,9 @@ CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_
 PLAIN_CACHE_TYPES = ("f32", "f16", "bf16")
 """Those that are not quantised."""
 
+Rebalance = Literal["off", "shrink", "auto"]
+"""What follows where other programs take memory of the card, or free it (auto)."""
+
 Degradation = Literal["cache_type", "ubatch", "ctx_size"]
 """What a plan may take from a service before it takes layers; the values of `core.plan.Degrade`."""
 
@@ -237,7 +240,7 @@ class Gpu(Table, frozen=True):
     device: CardIndex | CardUuid = 0
     ceiling: Ceiling = Share(percent=95)
     headroom_bytes: Headroom = field(default=None, name="headroom")
-    rebalance: Literal["off", "shrink", "auto"] = "shrink"
+    rebalance: Rebalance = "shrink"
 
 
 class Gateway(Table, frozen=True):

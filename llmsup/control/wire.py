@@ -246,6 +246,8 @@ class EventInfo(TypedDict):
     lived_s: NotRequired[float | None]
     next: NotRequired[str]
     why: NotRequired[str]
+    layers_before: NotRequired[int]
+    layers_after: NotRequired[int]
     elapsed_ms: NotRequired[float]
     gpu_layers: NotRequired[int]
     planned_mib: NotRequired[int]

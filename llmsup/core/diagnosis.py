@@ -173,6 +173,9 @@ _RULES = (
     ),
     _rule(Cause.HOST_MEMORY, "mmap failed: cannot allocate memory"),
     _rule(Cause.GPU_FAILED, "cuda error: "),
+    # The words before an abort may be lost with the thread that writes them: then this is left.
+    _rule(Cause.GPU_MEMORY, "ggml_cuda_pool_", r"ggml_cuda_pool_(?:leg|vmm)(?:::|\d+)alloc"),
+    _rule(Cause.GPU_FAILED, ": cuda error", r"\.cu:\d+: CUDA error$"),
     _rule(Cause.MODEL_UNKNOWN, "unknown model architecture: '"),
     _rule(Cause.MODEL_UNKNOWN, "this gguf file is version "),
     _rule(Cause.MODEL_UNKNOWN, " is no longer supported", r"GGUFv\d+ is no longer supported"),

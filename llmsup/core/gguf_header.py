@@ -6,6 +6,8 @@ anything is made of it. The vocabulary is not read: see `Reader._jump`.
 
 from collections.abc import Iterable
 from itertools import pairwise
+from math import prod
+from struct import Struct
 from typing import NamedTuple
 
 from llmsup.config.models import MAGIC
@@ -47,6 +49,10 @@ def parse(data: bytes, file_bytes: int) -> Header | None:
             if not reader.has_jumped or _is_beyond_doubt(header):
                 return header
     return None
+
+
+_REST_OF_ENTRY = [Struct(f"<{dimensions}QIQ") for dimensions in range(DIMENSIONS_MAX + 1)]
+"""The shape, the type and the offset of a tensor, by how many dimensions it has."""
 
 
 class _Entry(NamedTuple):
@@ -113,18 +119,16 @@ def _alignment(metadata: dict[str, Value]) -> int:
 def _entry(reader: Reader, alignment: int) -> _Entry:
     name = reader.name()
     dimensions = reader.u32()
-    require(dimensions <= DIMENSIONS_MAX, f"tensor {quoted(name)} has {dimensions} dimensions")
-    shape = tuple(reader.u64() for _ in range(dimensions))
-    elements = 1
-    for rows in shape:
-        elements *= rows
-    if max(elements, *shape, 0) > ELEMENTS_MAX:
-        raise ModelFileError(Flaw.CORRUPT, f"tensor {quoted(name)} has the shape {list(shape)}")
-    entry = _Entry(name, shape, reader.u32(), reader.u64())
-    if entry.offset % alignment:
-        words = f"tensor {quoted(name)} begins at {entry.offset}, no multiple of {alignment}"
+    if dimensions > DIMENSIONS_MAX:
+        words = f"tensor {quoted(name)} has {dimensions} dimensions"
+        raise ModelFileError(Flaw.UNKNOWN, words)
+    *shape, type_id, offset = reader.numbers(_REST_OF_ENTRY[dimensions])
+    if max(prod(shape), *shape, 0) > ELEMENTS_MAX:
+        raise ModelFileError(Flaw.CORRUPT, f"tensor {quoted(name)} has the shape {shape}")
+    if offset % alignment:
+        words = f"tensor {quoted(name)} begins at {offset}, no multiple of {alignment}"
         raise ModelFileError(Flaw.CORRUPT, words)
-    return entry
+    return _Entry(name, tuple(shape), type_id, offset)
 
 
 def _sized(entries: Iterable[_Entry], room: int) -> list[Tensor]:
@@ -166,10 +170,13 @@ def _require_data(tensors: tuple[Tensor, ...], room: int) -> None:
 
 
 def _is_beyond_doubt(header: Header) -> bool:
-    """Whether the tensors follow one another without a gap: nothing misread looks like that."""
+    """Whether the tensors follow one another without a gap: nothing misread looks like that.
+
+    A token and the zeros after it may look like one tensor without dimensions.
+    """
     expected = 0
     for tensor in header.tensors:
-        if tensor.offset != expected:
+        if tensor.offset != expected or not tensor.shape:
             return False
         expected += tensor.size_bytes + -tensor.size_bytes % header.alignment
     return bool(header.tensors)

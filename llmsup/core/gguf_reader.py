@@ -91,11 +91,16 @@ class Reader:
         """A whole number of 8 bytes."""
         return int(_U64.unpack_from(self.data, self.skip(_U64.size))[0])
 
+    def numbers(self, layout: Struct) -> tuple[int, ...]:
+        """Whole numbers side by side."""
+        return layout.unpack_from(self.data, self.skip(layout.size))
+
     def name(self) -> str:
         """A key, or the name of a tensor."""
         length = self.u64()
         self.require_room(length)
-        require(length <= NAME_MAX_BYTES, f"it has a name of {shown_size(length)}")
+        if length > NAME_MAX_BYTES:
+            raise ModelFileError(Flaw.UNKNOWN, f"it has a name of {shown_size(length)}")
         start = self.skip(length)
         # Not "replace": names of different bytes would become one.
         return self.data[start : self.at].decode(errors="backslashreplace")

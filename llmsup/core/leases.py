@@ -24,6 +24,9 @@ MISSING_BYTES = 64 * 2**20
 come and go meanwhile), or after the first of the time-outs; after the second where it is not known
 what was free before."""
 
+LEAST_SHARE = 0.25
+"""A load takes no less than this of what was planned, whatever was measured: so far off is none."""
+
 Rank = tuple[bool, int, str]
 """Sorts by whose turn comes first."""
 
@@ -146,6 +149,11 @@ class Leases:
         return lease is not None and lease.standing is not Standing.WAITING
 
     @property
+    def held_bytes(self) -> int:
+        """What is held for good, as well as that is known."""
+        return sum(lease.bytes for lease in self._in(Standing.HELD))
+
+    @property
     def waiting(self) -> list[Lease]:
         """Those that wait, the next one first."""
         return sorted(self._in(Standing.WAITING), key=lambda lease: lease.rank)
@@ -193,14 +201,14 @@ class Leases:
         measured_bytes: int | None,
     ) -> Self:
         """An earlier daemon let it load. Whether it has done so is not known yet."""
-        lease = Lease(service, generation, its_rank, placement=placement)
-        return self._begin(
-            Step.ADOPTED, replace(lease, measured_bytes=measured_bytes, is_alone=False)
-        )
+        lease = Lease(service, generation, its_rank, measured_bytes=measured_bytes, is_alone=False)
+        after = self._begin(Step.ADOPTED, lease)
+        is_its = after is not self and placement is not None
+        return after.placed(service, placement) if is_its and placement is not None else after
 
-    def granted(self, service: str, free_bytes: int | None) -> Self:
-        """Its turn begins, with so much free."""
-        return self._step(service, Step.GRANTED, free_bytes=free_bytes)
+    def granted(self, service: str, free_bytes: int | None, *, is_sure: bool = True) -> Self:
+        """Its turn begins, with so much free. Not `is_sure`: nothing can be measured by that."""
+        return self._step(service, Step.GRANTED, free_bytes=free_bytes, is_alone=is_sure)
 
     def placed(self, service: str, placement: Placement) -> Self:
         """Its plan is made. Off the card it needs no turn any more."""
@@ -228,6 +236,8 @@ class Leases:
         if free_bytes is None or lease.free_bytes is None or not lease.is_alone:
             return after
         measured_bytes = max(0, lease.free_bytes - free_bytes)
+        if measured_bytes < LEAST_SHARE * lease.planned_bytes:
+            return after._calmed(free_bytes)  # another program freed memory meanwhile
         return after._change(service, measured_bytes=measured_bytes)._calmed(free_bytes)
 
     def told_to_end(self, service: str, now: float) -> Self:

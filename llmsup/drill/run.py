@@ -35,7 +35,7 @@ async def survey(paths: Paths) -> Ground:
         environ=environ(daemon["pid"]),
         overrides=daemon["overrides"],
         config_dir=paths.config,
-        choices=choices.peek(paths.choices).profiles,
+        choices=choices.peek(paths.choices).usable,
     )
     routes = sorted(status["routes"], key=lambda route: len(route["published"]) < 2)
     said = "the profile has no route"

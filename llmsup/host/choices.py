@@ -29,6 +29,11 @@ class Choices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """What was chosen over one profile."""
         return self.profiles.get(profile_path, NOTHING)
 
+    @property
+    def usable(self) -> dict[str, Choice]:
+        """Without models whose files are not there: what the profile says is started then."""
+        return {path: _usable(choice) for path, choice in self.profiles.items()}
+
     def with_choice(self, profile_path: str, choice: Choice) -> "Choices":
         """The same with another choice over one profile."""
         others = {path: each for path, each in self.profiles.items() if path != profile_path}
@@ -52,25 +57,20 @@ def save(path: Path, choices: Choices) -> None:
 
 def load(path: Path) -> Choices:
     """What was saved; nothing where there is no file or it cannot be trusted (set aside)."""
-    return _usable(_FILE.load(path) or Choices())
+    return _FILE.load(path) or Choices()
 
 
 def peek(path: Path) -> Choices:
     """The same for who does not own it: an unreadable one counts as empty and stays in place."""
     try:
-        return _usable(_FILE.read(path) or Choices())
+        return _FILE.read(path) or Choices()
     except (OSError, ValueError, RecursionError) as error:
         log.warning("%s cannot be read (%s)", path, error)
         return Choices()
 
 
-def _usable(choices: Choices) -> Choices:
-    """Without models whose files have gone: what the profile says starts then."""
-    profiles = {}
-    for path, choice in choices.profiles.items():
-        gone = [name for name, model in choice.models.items() if not Path(model).is_file()]
-        if gone:
-            log.warning("the models chosen for %s are not there any more", ", ".join(gone))
-        models = {name: model for name, model in choice.models.items() if name not in gone}
-        profiles[path] = replace(choice, models=models)
-    return replace(choices, profiles=profiles)
+def _usable(choice: Choice) -> Choice:
+    models = {name: model for name, model in choice.models.items() if Path(model).is_file()}
+    if gone := sorted(choice.models.keys() - models.keys()):
+        log.warning("the files of the models chosen for %s are not there", ", ".join(gone))
+    return replace(choice, models=models)

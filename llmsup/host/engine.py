@@ -56,14 +56,14 @@ _ANSWERS = msgspec.json.Decoder(dict[str, _Answer])
 def look(binary: str, cache: Path) -> Engine | None:
     """What `learn` found out about `binary`; None where it was not asked yet."""
     known = _read(cache).get(binary)
-    return known.engine if known is not None and known.identity == _identity(binary) else None
+    return known.engine if known is not None and known.identity == identity(binary) else None
 
 
 def learn(binary: str, cache: Path) -> Engine:
     """Ask `binary`, unless the file `cache` has what it said. May block for twice TIMEOUT_S."""
     if (known := look(binary, cache)) is not None:
         return known
-    identity = _identity(binary)
+    asked = identity(binary)
     told = _output(binary, "--help")
     flags = None if told is None else parse(told)
     version = _output(binary, "--version") if flags is not None else None
@@ -73,7 +73,7 @@ def learn(binary: str, cache: Path) -> Engine:
     if told is None:
         return engine  # it may have been the machine: it is asked again another time
     others = [(path, each) for path, each in _read(cache).items() if path != binary]
-    answers = dict([*others, (binary, _Answer(identity, engine))][-_KEPT_MAX:])
+    answers = dict([*others, (binary, _Answer(asked, engine))][-_KEPT_MAX:])
     with suppress(OSError):  # it is asked again, then
         replace_file(cache, cache.with_suffix(".new"), msgspec.json.encode(answers))
     return engine
@@ -86,7 +86,8 @@ def _read(cache: Path) -> dict[str, _Answer]:
         return {}
 
 
-def _identity(binary: str) -> str:
+def identity(binary: str) -> str:
+    """Tells `binary` from what was or will be at its place."""
     return _hash([__version__, *((path, fingerprint(path)) for path in _parts(binary))])
 
 

@@ -47,8 +47,8 @@ async def fetch(
     *,
     timeout_s: float,
     method: str = "GET",
-    keep_alive: bool = False,
     body: bytes = b"",
+    keep_alive: bool = False,
 ) -> Response:
     """Ask `target` once and read the answer to its end; `keep_alive`: as if to ask more.
 
@@ -58,7 +58,7 @@ async def fetch(
     and ValueError for a path that cannot be asked for and for an answer that is not HTTP or larger
     than `ANSWER_MAX_BYTES`.
     """
-    request = _request(target, method, "keep-alive" if keep_alive else "close", body)
+    request = _request(target, method, body, "keep-alive" if keep_alive else "close")
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(timeout_s):
         with await connect(target) as connection:
@@ -69,7 +69,7 @@ async def fetch(
             return Response(answer.status, bytes(answer.body), answer.closes)
 
 
-def _request(target: Target, method: str, connection: str, body: bytes) -> bytes:
+def _request(target: Target, method: str, body: bytes, connection: str) -> bytes:
     if not target.path.isascii() or not target.path.isprintable() or " " in target.path:
         raise ValueError(f"{target.path!r} cannot be asked for")
     host = "localhost" if target.unix_socket is not None else f"{target.host}:{target.port}"

@@ -27,6 +27,14 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What a server is asked once, before anybody else may ask: a path and a JSON document."""
+
+    path: str
+    body: bytes
+
+
+@dataclass(frozen=True)
 class Launch:
     """argv, the variables set over the inherited environment, and what to probe.
 
@@ -37,6 +45,7 @@ class Launch:
     `configuration` tells what else would make it a different process: the content of its files, the
     version of its program. `once` are further arguments that make no difference of that kind.
     `grant`: what it was given of the card, which the next daemon reads off the process.
+    `first_prompt` makes it take at once what else it would take only later.
     """
 
     argv: tuple[str, ...]
@@ -50,6 +59,7 @@ class Launch:
     once: tuple[str, ...] = ()
     models: tuple[Path, ...] = ()
     grant: str = ""
+    first_prompt: Prompt | None = None
 
     @property
     def digest(self) -> str:

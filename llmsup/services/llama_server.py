@@ -1,11 +1,12 @@
 """llama.cpp's server: its flags and its health endpoint."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from llmsup.config.schema import PLAIN_CACHE_TYPES, LlamaServer
 from llmsup.core.options import Options
-from llmsup.services.launch import Launch, Target, Via
+from llmsup.services.launch import Launch, Prompt, Target, Via
 from llmsup.services.llama_help import Flags
 from llmsup.services.llama_options import asked
 
@@ -56,7 +57,21 @@ def launch(
         models=(Path(spec.model),),
         tells_work=True,
         once=() if is_measured else _telling(spec, flags),
+        first_prompt=_first_prompt(chosen) if chosen.gpu_layers else None,
     )
+
+
+def _first_prompt(options: Options) -> Prompt:
+    """As long as a batch. CUDA's pools grow with the first such prompt, and never shrink.
+
+    Were it a client's, another program might have taken that memory before.
+    """
+    room = options.ctx_size if options.kv_unified else options.ctx_size // options.parallel
+    tokens = [1] * max(1, min(options.ubatch, room - 8))
+    if options.pooled:
+        return Prompt("/embedding", json.dumps({"content": tokens}).encode())
+    document = {"prompt": tokens, "n_predict": 0, "cache_prompt": False}
+    return Prompt("/completion", json.dumps(document).encode())
 
 
 def _unplanned(spec: LlamaServer) -> Options:

@@ -1,11 +1,14 @@
 """One stack of real parts for the tests that do not break it for good."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from bench.models import gemma, smollm2
+from tests.e2e.small_card import OVERHEAD_MIB, TOTAL_MIB
 from tests.home import Home, free_ports
+from tests.standin import StandIn
 
 
 def real_stack(home: Home, **overrides: str) -> None:
@@ -44,3 +47,18 @@ def stack() -> Iterator[Home]:
         assert place.processes() == []
     finally:
         place.close()
+
+
+@pytest.fixture
+def small_card(card_library: Path, tmp_path: Path) -> StandIn:
+    """A card that nobody uses yet, too small for two small models."""
+    return StandIn(
+        tmp_path, card_library, total_mib=TOTAL_MIB, reserved_mib=0, overhead_mib=OVERHEAD_MIB
+    )
+
+
+@pytest.fixture
+def on_card(home: Home, small_card: StandIn) -> Home:
+    """A home whose daemon and servers see that card."""
+    home.environ |= small_card.environ
+    return home

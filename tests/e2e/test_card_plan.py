@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,17 @@ def told(home: Home, event: str, name: str) -> list[dict[str, Any]]:
     return [e for e in home.events() if e["event"] == event and e.get("service") == name]
 
 
+def is_measured(home: Home, name: str) -> bool:
+    return home.service(name)["measured_bytes"] is not None
+
+
 def test_the_plan_is_what_the_servers_take_and_they_answer(home: Home, card: StandIn) -> None:
     stack(home, card, "chat", "code")
     home.start(timeout_s=LOAD_TIMEOUT_S)
 
     taken = 0.0
     for name in ("chat", "code"):
+        wait_until(partial(is_measured, home, name), f"{name} measured")
         service = home.service(name)
         assert service["gpu_layers"] == told(home, "plan", name)[0]["gpu_layers"] > 0
         mib = card.used_by(service["pid"])
@@ -151,11 +157,12 @@ def test_a_driver_that_takes_more_than_anybody_knew_makes_the_plan_smaller(
 def test_running_out_while_it_works_is_answered_by_a_smaller_plan(
     home: Home, card: StandIn
 ) -> None:
-    """Given another program that takes all that is free, a long prompt ends the server."""
+    """Given another program that takes all that is free, a prompt that needs more ends it."""
     stack(home, card, "chat")
     home.start(timeout_s=LOAD_TIMEOUT_S)
     before = home.service("chat")
     card.take(int(card.free_mib))
+    card.need(32)
     with pytest.raises(openai.APIError):
         answers(home, "chat", prompt="Tell me about a dog that went to sea. " * 60)
     after = home.wait_replaced(before, deadline_s=90)

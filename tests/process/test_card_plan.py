@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from llmsup.control.client import Client
@@ -188,6 +189,24 @@ def test_one_step_is_enough_where_a_little_was_missing(home: Home, cards: StubCa
     given = [each["gpu_layers"] for each in plans(home, "chat")]
     assert len(given) == 2
     assert 0 < given[1] <= LAYERS
+
+
+def test_a_daemon_knows_with_how_much_a_server_ran_out_under_the_one_before(
+    home: Home, cards: StubCards
+) -> None:
+    profile(home, {"chat": {"env": {"RUNS_OUT_ABOVE": str(LAYERS), "MISSES_MIB": "10"}}})
+    home.start()
+    before = home.service("chat")
+    assert len(plans(home, "chat")) > 1
+    kill_daemon(home)
+    home.start()
+    assert home.service("chat")["pid"] == before["pid"]
+
+    os.kill(before["pid"], signal.SIGKILL)
+    home.wait_replaced(before, deadline_s=60)
+    assert layers(home, "chat") <= LAYERS
+    deaths = [each["cause"] for each in home.events() if each["event"] == "death"]
+    assert deaths.count("out of GPU memory") == 1
 
 
 def test_a_fixed_number_of_layers_that_does_not_fit_is_refused_with_the_arithmetic(
@@ -437,3 +456,39 @@ def test_the_plan_that_is_shown_is_the_one_that_is_carried_out(
     table = home.cli("status").stdout
     assert f"{LAYERS + 1}/{LAYERS + 1}" in table
     assert f"{carried_out['code']}/{LAYERS + 1}" in table
+
+
+def test_a_server_on_the_card_is_asked_once_before_it_is_ready(
+    home: Home, cards: StubCards
+) -> None:
+    """And not again by the next daemon, which adopts it; what is off the card is not asked."""
+    profile(home, {"chat": {}, "code": {"gpu_layers": 0}})
+    home.start()
+
+    def asked(name: str) -> int:
+        told = httpx.get(f"http://127.0.0.1:{home.service(name)['port']}/stub").json()
+        return int(told["requests"].get("/completion", 0))
+
+    assert (asked("chat"), asked("code")) == (1, 0)
+    before = home.service("chat")["pid"]
+    assert home.cli("restart", "--daemon").returncode == 0
+    home.wait_state("chat", "ready")
+    assert home.service("chat")["pid"] == before
+    assert asked("chat") == 1
+
+
+def test_memory_of_what_the_profile_no_longer_has_is_waited_for(
+    home: Home, cards: StubCards
+) -> None:
+    """Given one model for another: its process is nobody's, and is ended after the reload."""
+    keys = {"env": {"TAKES_MIB": "4800"}}
+    profile(home, {"chat": {}, "old": keys})
+    home.start()
+    text = home.profile.read_text()
+    home.profile.write_text(text.replace("[service.old]", "[service.new]"))
+    assert home.cli("reload").returncode == 0
+    home.wait_state("new", "ready")
+
+    (plan,) = plans(home, "new")
+    assert plan["free_mib"] == 5400
+    assert layers(home, "new") == LAYERS + 1

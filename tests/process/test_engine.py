@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -211,3 +212,44 @@ def test_an_older_server_is_started_without_the_flags_that_it_does_not_have(home
     assert words[words.index("--ctx-size") + 1] == "4096"
     assert words[-2:] == ["--flash-attn", ""]
     assert not {"--fit", "--kv-unified", "--no-kv-unified", "--verbosity"} & set(words)
+
+
+def picky(home: Home, name: str, help_text: str) -> None:
+    """A build at its place in `home` that ends where it meets a flag that its help does not list.
+
+    It comes as a new file, as packages are installed.
+    """
+    told, binary = home.root / f"{name}.help", home.root / "llama-server"
+    told.write_text(help_text)
+    upstream = shlex.join([sys.executable, str(STUBS / "upstream.py"), "--name", "chat"])
+    fresh = program(
+        binary.with_suffix(".new"),
+        f'[ "$1" = --help ] && exec cat "{told}"',
+        'for word; do case "$word" in --*) grep -q -e "$word" '
+        f'"{told}" || [ "$word" = --host ] || [ "$word" = --alias ] || exit 1; esac; done',
+        f'exec {upstream} "$@"',
+    )
+    Path(fresh).replace(binary)
+
+
+@pytest.mark.parametrize("gpu_layers", ['"auto"', "0"])
+def test_a_server_that_is_replaced_under_the_daemon_is_asked_before_its_next_start(
+    home: Home, gpu_layers: str
+) -> None:
+    """Given an older build in place of the one that was there when the daemon began."""
+    model, (port,) = home.root / "m.gguf", free_ports(1)
+    model.write_bytes(gguf())
+    picky(home, "new", NOW)
+    home.write(
+        f'[service.chat]\nkind = "llama-server"\nmodel = "{model}"\nport = {port}\n'
+        f'binary = "{home.root / "llama-server"}"\ngpu_layers = {gpu_layers}\n'
+    )
+    home.start()
+    before = home.service("chat")
+    picky(home, "old", SPRING_2025)
+    os.kill(before["pid"], signal.SIGKILL)
+    after = home.wait_replaced(before)
+
+    assert after["restarts"] == 1
+    words = procfs.read(after["pid"], "cmdline").decode().split("\0")
+    assert "--no-kv-unified" not in words

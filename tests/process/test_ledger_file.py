@@ -130,3 +130,12 @@ def test_one_that_cannot_be_saved_is_a_trouble_that_ends(tmp_path: Path) -> None
     troubles.retry()
     assert troubles.sentences == []
     assert ledger_file.load(path) == books.ledger
+
+
+def test_a_load_that_took_nothing_of_the_card_teaches_nothing(tmp_path: Path, path: Path) -> None:
+    """Given layers for the card and a server that saw none (its own CUDA_VISIBLE_DEVICES)."""
+    log = tmp_path / "chat.log"
+    start = lines(log, CUDA.replace("CUDA0", "CPU"))
+    books = Books(path, Troubles())
+    books.enter(KEY, Price(ESTIMATE, 0), 0, log, start)
+    assert books.ledger == Ledger()

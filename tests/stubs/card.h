@@ -6,6 +6,7 @@
  *     epoch 1                                       another number: the driver was loaded anew
  *     card UUID TOTAL FREE USED UTILIZATION NAME    bytes; utilization -1: not supported
  *     overhead BYTES                                what the driver takes for each process
+ *     work BYTES                                    what its pool needs beyond what the graph does
  *     linger MILLISECONDS                           so long is memory taken after its owner's end
  *     no-data                                       memory is counted, not kept; nothing is computed
  *     mig NUMBER [UUID TOTAL FREE USED NAME]        that card is partitioned, and has this instance
@@ -45,7 +46,7 @@ typedef struct {
 typedef struct {
     char driver[80];
     int epoch, count, linger_ms, no_data;
-    unsigned long long overhead;
+    unsigned long long overhead, work;
     card cards[CARDS_MAX];
 } card_file;
 
@@ -80,6 +81,7 @@ static int card_read(card_file *found, void (*other)(const char *line, void *con
         else if (sscanf(line, "epoch %d", &found->epoch) != 1 &&
                  sscanf(line, "driver %79[^\n]", found->driver) != 1 &&
                  sscanf(line, "overhead %llu", &found->overhead) != 1 &&
+                 sscanf(line, "work %llu", &found->work) != 1 &&
                  sscanf(line, "linger %d", &found->linger_ms) != 1 && other)
             other(line, context);
     }

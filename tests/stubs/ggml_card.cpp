@@ -266,7 +266,9 @@ void stream_synchronize(ggml_backend_t) {}
 
 ggml_status stream_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     auto * stream = static_cast<Stream *>(backend->context);
-    grow_pool(stream->device, card_pool_bytes(graph));
+    card_file file;
+    card_read(&file, nullptr, nullptr);
+    grow_pool(stream->device, card_pool_bytes(graph) + file.work);
     return no_data ? GGML_STATUS_SUCCESS : ggml_backend_graph_compute(stream->cpu, graph);
 }
 

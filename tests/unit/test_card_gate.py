@@ -10,8 +10,9 @@ import pytest
 
 from llmsup import card_gate
 from llmsup.card_gate import CardGate
+from llmsup.core import leases
 from llmsup.core.device import Absence, Device, NoDevice, Reading
-from llmsup.core.grant import Grant
+from llmsup.core.grant import Grant, written
 from llmsup.core.leases import Lease, Standing, rank
 from llmsup.core.options import Options
 from llmsup.core.plan import Budget, Demand, Knob, Placement, Plan, Price
@@ -96,11 +97,13 @@ class Stack:
         self.measured: list[Lease] = []
         self.no_card: list[str] = []
         self.retried: list[str] = []
+        self.leaving: tuple[str, ...] = ()
         self.gate = CardGate(
             self.read,
             Placing(self.sizer, plan),
             {name: rank(name, priority) for name, priority in priorities.items()},
             lambda: self.services,
+            leaving=lambda: self.leaving,
             on_placed=self.placed.append,
             on_measured=self.measured.append,
             on_no_card=self.no_card.append,
@@ -473,5 +476,184 @@ def test_a_card_that_never_comes_to_rest_keeps_nobody_waiting(
         stack.change("chat", state=State.READY)
         await placed(code)
         assert stack.measured == []
+
+    run(test)
+
+
+def test_what_has_loaded_since_the_last_reading_is_not_given_away_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Given a driver that fails from the first load on."""
+    monkeypatch.setattr(leases, "RETURN_TIMEOUT_S", 0.2)
+
+    async def test(stack: Stack) -> None:
+        stack.take(4000)
+        chat = await placed(stack.start("chat"))
+        assert chat.options.gpu_layers == 37
+        stack.reading = NoDevice(Absence.ERROR, "NVML fails")
+        stack.change("chat", state=State.READY)
+        assert (await placed(stack.start("code"))).options.gpu_layers == 3
+
+        stack.end("chat")
+        stack.end("code")
+        assert (await placed(stack.start("chat"))).options.gpu_layers == 37
+
+    run(test)
+
+
+def test_nothing_is_measured_against_a_reading_that_was_old_when_a_load_began() -> None:
+    async def test(stack: Stack) -> None:
+        await stack.gate.read()
+        there = stack.reading
+        stack.reading = NoDevice(Absence.ERROR, "NVML fails")
+        chat = await placed(stack.start("chat"))
+        stack.reading = there
+        stack.take(chat.price.device_bytes // MIB + 900)
+        stack.change("chat", state=State.READY)
+        await until(lambda: stack.standing("chat") is Standing.HELD)
+        lease = stack.gate.lease("chat")
+        assert lease is not None
+        assert lease.measured_bytes is None
+
+    run(test)
+
+
+def test_a_higher_rank_that_is_still_to_come_keeps_its_room_though_both_do_not_fit() -> None:
+    """Given fixed numbers of layers, as the plan of all has it: the lower rank is refused."""
+
+    async def test(stack: Stack) -> None:
+        stack.sizer.fixed |= {"chat": 37, "code": 37}
+        stack.take(3000)
+        stack.change("chat", want=Want.UP, state=State.STOPPED)
+        with pytest.raises(NoRoomError, match="code needs 1850 MiB") as refused:
+            await stack.start("code")
+        assert refused.value.shortage
+        assert not refused.value.permanent
+        stack.change("code", state=State.FAILED)
+        assert (await placed(stack.start("chat"))).options.gpu_layers == 37
+
+    run(test)
+
+
+def test_a_higher_rank_that_does_not_fit_in_any_case_keeps_nobody_out() -> None:
+    async def test(stack: Stack) -> None:
+        stack.sizer.fixed |= {"chat": 100, "code": 37}
+        stack.take(3000)
+        stack.change("chat", want=Want.UP, state=State.STOPPED)
+        assert (await placed(stack.start("code"))).options.gpu_layers == 37
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "embedding",
+    [{"want": Want.UP, "missing": ("rag",)}, {"want": Want.DOWN}],
+    ids=["waits for what has failed", "was stopped"],
+)
+def test_no_room_is_left_for_what_needs_what_will_not_come(embedding: dict[str, object]) -> None:
+    async def test(stack: Stack) -> None:
+        stack.take(4000)
+        stack.change("rag", want=Want.UP, state=State.FAILED)
+        stack.change("embedding", state=State.STOPPED, **embedding)
+        stack.change("chat", want=Want.UP, state=State.STOPPED, missing=("embedding",))
+        assert (await placed(stack.start("code"))).options.gpu_layers == 37
+
+    run(test, rag=30, embedding=20, chat=10, code=0)
+
+
+def test_a_bound_of_the_next_plan_ends_with_a_stop() -> None:
+    """Given a service that was to be restarted smaller, and is stopped before."""
+
+    async def test(stack: Stack) -> None:
+        await stack.load("chat")
+        stack.gate.bound_next("chat", 500 * MIB)
+        stack.end("chat")
+        stack.take(-1850)
+        assert (await placed(stack.start("chat"))).options.gpu_layers == 37
+
+    run(test)
+
+
+def test_a_load_during_which_others_freed_as_much_is_not_believed_to_have_taken_nothing() -> None:
+    async def test(stack: Stack) -> None:
+        stack.take(3000)
+        chat = await placed(stack.start("chat"))
+        stack.take(chat.price.device_bytes // MIB - 2500)
+        stack.change("chat", state=State.READY)
+        await until(lambda: stack.standing("chat") is Standing.HELD)
+        lease = stack.gate.lease("chat")
+        assert lease is not None
+        assert lease.bytes == chat.price.device_bytes
+        assert stack.measured == []
+
+    run(test)
+
+
+def test_an_adopted_process_off_the_card_has_no_turn() -> None:
+    async def test(stack: Stack) -> None:
+        stack.change("chat", want=Want.UP, state=State.STARTING, generation=4)
+        off = Placement("chat", "m.gguf", LAYERS, Options(0), price(Options(0)), "")
+        stack.gate.adopt("chat", 4, Grant(off, "GPU-1"), None)
+        assert (await placed(stack.start("code"))).options.gpu_layers == 37
+
+    run(test)
+
+
+def test_a_card_that_the_profile_names_and_is_not_there_leaves_others_alone() -> None:
+    """Given a number of layers that is fixed: it must not go to another card."""
+
+    async def test(stack: Stack) -> None:
+        stack.sizer.fixed["chat"] = 37
+        stack.reading = NoDevice(Absence.NO_DEVICE, "there is no card GPU-9, only GPU-1")
+        assert (await stack.start("chat")).device == ""
+
+    run(test)
+
+
+def test_what_an_earlier_daemon_left_is_waited_for_until_it_has_ended() -> None:
+    async def test(stack: Stack) -> None:
+        stack.take(5000)
+        stack.leaving = ("old",)
+        chat = stack.start("chat")
+        await asyncio.sleep(0.05)
+        assert not chat.done()
+        assert stack.gate.why("chat") == "waits for old to end"
+
+        stack.leaving = ()
+        stack.take(-5000)
+        assert (await placed(chat)).options.gpu_layers == 37
+
+    run(test)
+
+
+def test_a_load_that_is_not_measured_ends_a_row_of_running_out_as_well() -> None:
+    async def test(stack: Stack) -> None:
+        await placed(stack.start("chat"))
+        stack.gate.note_out_of_memory("chat", [])
+        stack.reading = NoDevice(Absence.ERROR, "NVML fails")
+        given = await stack.start("chat")
+        assert given.shrunk is not None
+        stack.change("chat", state=State.READY)
+        assert stack.gate._placing.ran_out("chat") is False
+
+    run(test)
+
+
+def test_a_bound_comes_back_with_the_process_that_lives_within_it() -> None:
+    """Given another daemon, and a process that was started after it ran out of memory."""
+
+    async def test(stack: Stack) -> None:
+        await placed(stack.start("chat"))
+        stack.gate.note_out_of_memory("chat", [])
+        given = await stack.start("chat")
+        assert given.placement is not None
+
+        later = Placing(stack.sizer, plan)
+        recalled, is_current = later.recall("chat", written(given), None)
+        assert is_current
+        assert recalled.shrunk == given.shrunk
+        again = later.place("chat", (), stack.reading)
+        assert again is not None
+        assert again.options == given.placement.options
 
     run(test)

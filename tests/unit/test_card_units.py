@@ -8,7 +8,7 @@ import pytest
 from llmsup.attendance import Unit
 from llmsup.config.paths import paths
 from llmsup.config.schema import LlamaServer, Profile
-from llmsup.core.grant import Grant, read
+from llmsup.core.grant import Grant, Written, read
 from llmsup.core.options import Options
 from llmsup.core.plan import Placement, Price
 from llmsup.core.sizes import Estimate, Sizes
@@ -51,5 +51,5 @@ def test_a_grant_is_in_the_command_line_and_can_be_read_off_the_process(tmp_path
 
     assert launch.argv[launch.argv.index("--gpu-layers") + 1] == "12"
     assert launch.env["CUDA_VISIBLE_DEVICES"] == "GPU-1"
-    assert read(launch.grant) == (options, "GPU-1")
+    assert read(launch.grant) == Written(options, "GPU-1")
     assert launch.digest != unit(tmp_path).launch().digest

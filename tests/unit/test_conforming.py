@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmsup.core.conforming import conforms
-from llmsup.core.grant import UNPLANNED, Grant, read, written
+from llmsup.core.grant import UNPLANNED, Grant, Written, read, written
 from llmsup.core.options import Options
 from llmsup.core.plan import Degrade, Demand, Knob, Placement, Price
+from llmsup.core.shrinking import Shrunk
 from llmsup.core.sizes import Estimate, Sizes
 
 BEST = Options(gpu_layers=37, ctx_size=8192)
@@ -61,16 +62,22 @@ def test_a_pinned_service_has_all_its_layers_or_no_card(layers: int, expected: b
 def test_a_grant_is_read_as_it_was_written() -> None:
     options = replace(BEST, gpu_layers=12, n_cpu_moe=3, cache_type_k="q8_0", flash_attn="on")
     placement = Placement("chat", "model.gguf", 37, options, NOTHING, "why")
-    assert read(written(Grant(placement, "GPU-1"))) == (options, "GPU-1")
-    assert read(written(Grant(None, "GPU-1"))) == (None, "GPU-1")
+    assert read(written(Grant(placement, "GPU-1"))) == Written(options, "GPU-1")
+    assert read(written(Grant(None, "GPU-1"))) == Written(None, "GPU-1")
+    shrunk = Shrunk(2000, None, 64, 1)
+    assert read(written(Grant(placement, "", shrunk))) == Written(options, "", shrunk)
     assert written(UNPLANNED) == ""
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[", '{"options": {"gpu_layers": "x"}, "device": 1}'])
 def test_what_is_no_grant_is_none(text: str) -> None:
-    assert read(text) == (None, None)
+    assert read(text) == Written()
+
+
+def test_a_grant_of_an_earlier_version_is_read() -> None:
+    assert read('{"options":null,"device":"GPU-1"}') == Written(None, "GPU-1")
 
 
 @given(st.text())
 def test_no_text_is_too_odd_to_be_read(text: str) -> None:
-    assert read(text) == (None, None)
+    assert read(text) == Written()

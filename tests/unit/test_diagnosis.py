@@ -301,6 +301,27 @@ def test_an_abort_at_run_time_for_gpu_memory() -> None:
     assert found.cause is Cause.GPU_MEMORY
 
 
+@pytest.mark.parametrize(
+    ("frame", "cause"),
+    [
+        ("libggml-cuda.so(_ZN18ggml_cuda_pool_vmm5allocEmPm+0x2a)[0x7f]", Cause.GPU_MEMORY),
+        ("#5  0x00007f in ggml_cuda_pool_leg::alloc(unsigned long)", Cause.GPU_MEMORY),
+        ("libggml-cuda.so(_Z22ggml_cuda_op_rms_normR25ggml_backend)[0x7f]", Cause.GPU_FAILED),
+    ],
+)
+def test_an_abort_whose_words_were_lost_is_known_by_what_is_left(frame: str, cause: Cause) -> None:
+    """The abort and the backtrace go to stderr, the error itself through the log's thread."""
+    lines = ["/build/ggml/src/ggml-cuda/ggml-cuda.cu:98: CUDA error", frame]
+    found = diagnose(Ending("killed by SIGABRT", signal=6, lines=lines, was_ready=True))
+    assert found.cause is cause
+
+
+def test_an_illegal_access_that_an_allocation_comes_upon_is_none_of_memory() -> None:
+    lines = ["CUDA error: an illegal memory access was encountered", "ggml_cuda_pool_vmm::alloc()"]
+    found = diagnose(Ending("killed by SIGABRT", signal=6, lines=lines, was_ready=True))
+    assert found.cause is Cause.GPU_FAILED
+
+
 def test_an_abort_for_another_trouble_of_the_gpu() -> None:
     lines = ["CUDA error: an illegal memory access was encountered", "#0  0x00007f in wait4 ()"]
     found = diagnose(Ending("killed by SIGABRT", signal=6, lines=lines, was_ready=True))

@@ -2,7 +2,7 @@ import struct
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmsup.core import gguf_reader
@@ -428,6 +428,7 @@ LOOKALIKES = st.one_of(
 
 
 @given(metadata=METADATA, tokens=st.lists(LOOKALIKES, max_size=30), tensors=TABLES)
+@example(metadata={}, tokens=["0" * 15, "tokenizer.", ""], tensors=[("", (0,), 0)])
 def test_a_jump_leads_to_what_a_walk_would(
     metadata: dict[str, Item], tokens: list[str], tensors: list[Entry]
 ) -> None:

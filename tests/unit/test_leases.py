@@ -239,3 +239,11 @@ def test_whatever_happens_one_loads_at_a_time_and_no_turn_is_lost(
         world.do("wait", "chat", 2000)
         world.do("grant", "chat", 100)
     assert not world.leases.waiting
+
+
+def test_a_measurement_far_below_the_plan_is_another_program_s() -> None:
+    leases = asked("chat").granted("chat", 5000 * MIB).placed("chat", placement("chat", 2000))
+    freed = leases.loaded("chat").settled("chat", 4700 * MIB)
+    assert (freed.table["chat"].measured_bytes, freed.table["chat"].bytes) == (None, 2000 * MIB)
+    less = leases.loaded("chat").settled("chat", 3500 * MIB)
+    assert less.table["chat"].measured_bytes == 1500 * MIB

@@ -1,4 +1,6 @@
+import json
 from pathlib import Path
+from typing import Any
 
 from llmsup.config.schema import Command, LlamaServer, Qdrant, Readiness
 from llmsup.core.options import Options
@@ -219,3 +221,20 @@ def test_command_without_a_port_is_ready_once_it_stays_up() -> None:
 
     assert launch.target == Target(Via.ALIVE)
     assert launch.ports == ()
+
+
+def test_what_is_on_the_card_is_asked_for_a_batch_first() -> None:
+    """As long as a batch, or as a slot has room for; embeddings are asked for in their own way."""
+
+    def asked_for(**options: Any) -> tuple[str, int, int | None]:
+        prompt = llama(LlamaServer(model="/m.gguf"), Options(20, **options)).first_prompt
+        assert prompt is not None
+        body = json.loads(prompt.body)
+        tokens = body.get("prompt") or body["content"]
+        return prompt.path, len(tokens), body.get("n_predict")
+
+    assert asked_for() == ("/completion", 512, 0)
+    assert asked_for(ctx_size=1024, parallel=4) == ("/completion", 248, 0)
+    assert asked_for(ctx_size=1024, parallel=4, kv_unified=True) == ("/completion", 512, 0)
+    assert asked_for(pooled=True, ubatch=128) == ("/embedding", 128, None)
+    assert llama(LlamaServer(model="/m.gguf"), Options(0)).first_prompt is None

@@ -9,12 +9,7 @@ from llmsup.core.estimate.effective import Effective, effective
 from llmsup.core.estimate.explanation import items
 from llmsup.core.estimate.kv_cache import cache_of_block
 from llmsup.core.estimate.pool import pool_bytes
-from llmsup.core.estimate.weights import (
-    Place,
-    experts_of_block,
-    outer_weights,
-    weights_of_block,
-)
+from llmsup.core.estimate.weights import Place, expert_is_on_card, outer_weights
 from llmsup.core.options import Options
 from llmsup.core.shape import ModelShape
 from llmsup.core.sizes import Basis, Estimate, Sizes
@@ -42,8 +37,9 @@ def off_card(shape: ModelShape, options: Options) -> Estimate:
     chosen = replace(effective(shape, options), has_output=False, first_block=shape.layers)
     outer = outer_weights(shape, chosen)
     weights = _layers(shape, chosen, outer)
-    device = _compute(shape, replace(chosen, op_offload=False, kv_offload=False))
-    compute = Place(0, device.device_bytes + device.host_bytes)
+    # One side has it all: as much as the card would, were all of it there.
+    there = replace(chosen, has_output=True, first_block=0, n_cpu_moe=0, kv_offload=True)
+    compute = Place(0, _compute(shape, there).device_bytes)
     return _estimate(shape, chosen, (outer, weights, _cache(shape, chosen), compute))
 
 
@@ -63,6 +59,7 @@ def _estimate(
     )
 
 
+@lru_cache(maxsize=4096)
 def _compute(shape: ModelShape, options: Effective) -> Place:
     if shape.is_known:
         return Place(*compute_bytes(shape, options))
@@ -81,22 +78,26 @@ def buffers_at_least(shape: ModelShape, options: Options) -> int:
 def _layers(shape: ModelShape, options: Effective, outer: Place) -> Place:
     """All weights."""
     device, host = outer.device_bytes, outer.host_bytes
-    for number in range(shape.trunk):
-        for place in (
-            weights_of_block(shape, number, options),
-            experts_of_block(shape, number, options),
-        ):
-            device += place.device_bytes
-            host += place.host_bytes
+    for number, block in enumerate(shape.blocks[: shape.trunk]):
+        on_device, on_host, experts_on_device, experts_on_host = block.sums
+        if options.on_card(number):
+            device += on_device
+        else:
+            host += on_host
+        if expert_is_on_card(number, options):
+            device += experts_on_device
+        else:
+            host += experts_on_host
     return Place(device, host)
 
 
 def _cache(shape: ModelShape, options: Effective) -> Place:
-    device = host = 0
-    for number, block in enumerate(shape.blocks[: shape.trunk]):
-        size = cache_of_block(shape, block, options)
-        if options.on_card(number) and options.kv_offload:
-            device += size
-        else:
-            host += size
-    return Place(device, host)
+    sizes = _caches(shape, replace(options, first_block=0, has_output=True, n_cpu_moe=0))
+    first = min(options.first_block, shape.trunk) if options.kv_offload else shape.trunk
+    return Place(sum(sizes[first:]), sum(sizes[:first]))
+
+
+@lru_cache(maxsize=256)
+def _caches(shape: ModelShape, options: Effective) -> tuple[int, ...]:
+    """The cache of each layer, wherever it is."""
+    return tuple(cache_of_block(shape, block, options) for block in shape.blocks[: shape.trunk])

@@ -1,6 +1,7 @@
 """What the engine makes of its options for a model, before it reserves anything."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llmsup.core.ggml import TYPES
 from llmsup.core.options import Options
@@ -56,6 +57,7 @@ class Effective:
         return block >= self.first_block
 
 
+@lru_cache(maxsize=4096)
 def effective(shape: ModelShape, options: Options) -> Effective:
     """Clamps, rounds and decides as the engine does; any number gives something sensible."""
     layers = options.gpu_layers if 0 <= options.gpu_layers < shape.layers else shape.layers

@@ -1,5 +1,7 @@
 """The pool that CUDA's kernels take besides the buffers: it grows with the first long prompt."""
 
+from functools import lru_cache
+
 from llmsup.core.estimate.effective import effective
 from llmsup.core.ggml import TYPES
 from llmsup.core.options import Options
@@ -11,13 +13,20 @@ _Q8_1_BYTES = 1.125  # for each element: the input of a quantised product, quant
 
 
 def pool_bytes(shape: ModelShape, options: Options) -> int:
-    """The pool of one process, after its longest batch. Bytes.
-
-    Products with a quantised matrix quantise their input; the others make half floats of it.
-    """
+    """The pool of one process, after its longest batch. Bytes."""
     if options.gpu_layers == 0:
         return 0
-    tokens = effective(shape, options).tokens
+    largest = effective(shape, options).tokens * _bytes_for_each_token(shape)
+    granules = -(-int(largest) // _GRANULE_BYTES)
+    return (granules + 1) * _GRANULE_BYTES
+
+
+@lru_cache(maxsize=64)
+def _bytes_for_each_token(shape: ModelShape) -> float:
+    """Of the widest product.
+
+    Those with a quantised matrix quantise their input; the others make half floats of it.
+    """
     largest = 0.0
     for block in shape.blocks[: shape.trunk]:
         for weight in block.weights.values():
@@ -29,8 +38,7 @@ def pool_bytes(shape: ModelShape, options: Options) -> int:
             known = TYPES.get(weight.type_id)
             if known is None or known.block > 1:
                 padded = width + -width % _ROW_ELEMENTS
-                largest = max(largest, tokens * padded * _Q8_1_BYTES)
+                largest = max(largest, padded * _Q8_1_BYTES)
             elif known.name != "F32":
-                largest = max(largest, tokens * 2 * (width + weight.shape[1]))
-    granules = -(-int(largest) // _GRANULE_BYTES)
-    return (granules + 1) * _GRANULE_BYTES
+                largest = max(largest, 2.0 * (width + weight.shape[1]))
+    return largest

@@ -1,0 +1,147 @@
+"""The phases of a switch: every way ends with the target serving, or with what ran before."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmsup.core.diagnosis import Cause
+from llmsup.core.service import Death, Service, State, Want
+from llmsup.core.switching import (
+    ENDS,
+    RULES,
+    Action,
+    Event,
+    Phase,
+    Story,
+    message,
+    observe,
+    observe_return,
+    step,
+)
+
+BEFORE = 3
+STORY = Story("chat", "b.gguf", "chat (a.gguf)", "it broke")
+
+
+def service(state: State, generation: int = BEFORE + 1, **changed: object) -> Service:
+    made = Service("chat", want=Want.UP, state=state, generation=generation, pid=7)
+    return replace(made, **changed)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.sampled_from(Event), max_size=60))
+def test_every_way_ends_with_the_target_or_with_what_ran_before(events: list[Event]) -> None:
+    """Given any events in any order."""
+    phase, done = Phase.CHECKING, [Action.NONE]
+    for event in events:
+        before = phase
+        phase, action = step(phase, event)
+        if action is not Action.NONE:
+            done.append(action)
+        assert before not in ENDS or (phase is before and action is Action.NONE)
+    is_replaced = Action.REPLACE in done
+    if phase is Phase.SWITCHED:
+        assert done[-1] is Action.KEEP, "it is chosen once it serves, and never before"
+    else:
+        assert Action.KEEP not in done
+    if phase is Phase.REFUSED:
+        assert not is_replaced
+    if phase in {Phase.RESTORED, Phase.LOST}:
+        assert done[-1] is Action.RESTORE
+    if phase is Phase.ABANDONED:
+        assert done[-1] in {Action.GIVE_UP, Action.RESTORE}
+    assert done.count(Action.REPLACE) <= 1
+    assert done.count(Action.VERIFY) <= 1
+
+
+def test_the_table_has_a_way_on_from_every_phase_and_none_from_an_end() -> None:
+    assert RULES.keys() == set(Phase) - ENDS
+    reached = {phase for rules in RULES.values() for phase, _ in rules.values()}
+    assert reached == set(Phase) - {Phase.CHECKING}
+    for phase in RULES:
+        seen, ahead = set[Phase](), [phase]
+        while ahead:
+            now = ahead.pop()
+            if now not in seen:
+                seen.add(now)
+                ahead += [after for after, _ in RULES.get(now, {}).values()]
+        assert seen & ENDS
+
+
+@pytest.mark.parametrize("phase", [Phase.LEAVING, Phase.LOADING, Phase.VERIFYING])
+def test_nothing_that_was_begun_is_left_when_it_fails(phase: Phase) -> None:
+    assert step(phase, Event.FAILED) == (Phase.RESTORING, Action.RESTORE)
+    assert step(phase, Event.STOPPED) == (Phase.ABANDONED, Action.GIVE_UP)
+
+
+@pytest.mark.parametrize(
+    ("seen", "event"),
+    [
+        (service(State.DRAINING, BEFORE), None),
+        (service(State.READY, BEFORE), None),
+        (service(State.STARTING, pid=None), None),
+        (service(State.STARTING), Event.SPAWNED),
+        (service(State.READY), Event.BECAME_READY),
+        (service(State.BACKOFF, pid=None), Event.FAILED),
+        (service(State.FAILED, pid=None), Event.FAILED),
+        (service(State.DRAINING, BEFORE, want=Want.DOWN), Event.STOPPED),
+        (service(State.STOPPED, want=Want.DOWN), Event.STOPPED),
+    ],
+)
+def test_what_is_seen_of_a_target(seen: Service, event: Event | None) -> None:
+    assert observe(seen, BEFORE) is event
+
+
+def test_a_death_is_a_failure_unless_a_smaller_plan_follows() -> None:
+    """Also where the next process is there already: the first death costs no delay."""
+    crash = Death(BEFORE + 1, 0.0, Cause.UNKNOWN, "exited")
+    again = service(State.STARTING, BEFORE + 2)
+    assert observe(replace(again, death=crash), BEFORE) is Event.FAILED
+    assert observe(replace(again, death=replace(crash, generation=BEFORE)), BEFORE) is Event.SPAWNED
+    short = replace(crash, cause=Cause.GPU_MEMORY)
+    assert observe(replace(again, death=short), BEFORE) is Event.SPAWNED
+
+
+def test_what_ran_before_has_returned_once_all_of_it_is_ready_anew() -> None:
+    last = {"chat": BEFORE}
+    assert observe_return([service(State.READY, BEFORE)], last) is None
+    assert observe_return([service(State.STARTING)], last) is None
+    assert observe_return([service(State.READY)], last) is Event.RETURNED
+    assert observe_return([service(State.FAILED)], last) is Event.FAILED
+    assert observe_return([service(State.READY, want=Want.DOWN)], last) is Event.STOPPED
+    assert observe_return([], {}) is Event.RETURNED, "nothing ran before"
+
+
+@pytest.mark.parametrize(
+    ("phase", "story", "words"),
+    [
+        (Phase.SWITCHED, STORY, "chat serves b.gguf now"),
+        (Phase.SWITCHED, replace(STORY, was_serving=True), "chat serves b.gguf already"),
+        (
+            Phase.REFUSED,
+            STORY,
+            "chat was not switched to b.gguf: it broke; nothing was changed, "
+            "chat (a.gguf) serves as before",
+        ),
+        (
+            Phase.RESTORED,
+            STORY,
+            "chat was not switched to b.gguf: it broke; chat (a.gguf) serves again",
+        ),
+        (
+            Phase.RESTORED,
+            replace(STORY, before=""),
+            "chat was not switched to b.gguf: it broke; chat is stopped, as it was before",
+        ),
+        (
+            Phase.LOST,
+            replace(STORY, why_lost="port 8001 is held"),
+            "chat was not switched to b.gguf: it broke; chat (a.gguf) does not come back at once "
+            "(port 8001 is held)",
+        ),
+        (Phase.ABANDONED, STORY, "chat was stopped while it was switched to b.gguf"),
+    ],
+)
+def test_the_end_in_words(phase: Phase, story: Story, words: str) -> None:
+    assert message(phase, story) == words
