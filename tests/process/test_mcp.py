@@ -1,4 +1,4 @@
-"""`llmsup mcp`, driven by the client of the protocol's SDK, over a real daemon with stub servers."""
+"""`llmsup mcp`, driven by the SDK's own client, over a real daemon with stub servers."""
 
 import json
 import os
@@ -88,7 +88,6 @@ def talk(home: Home, act: Callable[[ClientSession], Awaitable[None]]) -> None:
 
 async def good(session: ClientSession, tool: str, **given: object) -> dict[str, Any]:
     result = await session.call_tool(tool, given)
-    assert isinstance(result, CallToolResult)
     assert not result.is_error, result
     assert result.structured_content == json.loads(text_of(result))
     return dict(result.structured_content or {})
@@ -97,7 +96,6 @@ async def good(session: ClientSession, tool: str, **given: object) -> dict[str, 
 async def bad(session: ClientSession, tool: str, **given: object) -> dict[str, Any]:
     """The document of an error: a line, and what to do."""
     result = await session.call_tool(tool, given)
-    assert isinstance(result, CallToolResult)
     assert result.is_error, result
     document = dict(result.structured_content or {})
     words = document.get("error") or document["message"]
@@ -156,12 +154,11 @@ def test_dual_models_are_told_switched_and_told_again(home: Home, cards: StubCar
 
         seen: list[str | None] = []
 
-        async def note(_done: float, _total: float | None, message: str | None) -> None:
+        async def note(progress: float, total: float | None, message: str | None) -> None:
             seen.append(message)
 
         arguments = {"model_type": "chat", "model": str(following)}
         result = await client.call_tool("switch_model", arguments, progress_callback=note)
-        assert isinstance(result, CallToolResult)
         switched = dict(result.structured_content or {})
         assert (switched["success"], switched["current_model"]) == (True, "next.gguf"), switched
         assert switched["switch_time_seconds"] > 0
@@ -258,7 +255,7 @@ def test_bad_input_is_an_error_and_the_session_goes_on(home: Home) -> None:
             ("plan", {"overrides": ["nonsense"]}, "nonsense"),
             ("plan", {"total_mib": 0}, "total_mib"),
         ):
-            document = await bad(client, tool, **given)  # type: ignore[arg-type]
+            document = await bad(client, tool, **given)
             assert words in document.get("error", "") + document.get("message", ""), document
         with pytest.raises(MCPError, match="unknown tool: rm"):
             await client.call_tool("rm", {})
@@ -333,12 +330,11 @@ def test_a_daemon_that_is_killed_in_the_middle_of_a_switch_is_an_error(
     assert pid is not None
 
     async def session(client: ClientSession) -> None:
-        async def kill(_done: float, _total: float | None, _message: str | None) -> None:
+        async def kill(progress: float, total: float | None, message: str | None) -> None:
             os.kill(pid, signal.SIGKILL)
 
-        given = {"model_type": "chat", "model": str(following)}
+        given: dict[str, Any] = {"model_type": "chat", "model": str(following)}
         result = await client.call_tool("switch_model", given, progress_callback=kill)
-        assert isinstance(result, CallToolResult)
         assert result.is_error
         assert (result.structured_content or {})["success"] is False
         assert (await bad(client, "get_status"))["hint"] == "llmsup start"
