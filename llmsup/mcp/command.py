@@ -3,9 +3,12 @@
 import asyncio
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from anyio import CancelScope
 
 from llmsup.errors import LlmsupError
 
@@ -52,9 +55,12 @@ async def run(*argv: str) -> Said:
     )
     try:
         data, words = await process.communicate()
-    finally:
+    except asyncio.CancelledError:
         with suppress(ProcessLookupError):
-            process.terminate()  # a drill mends what it has broken
+            process.terminate()
+        with CancelScope(shield=True):  # else asyncio kills it, and a drill would mend nothing
+            await process.communicate()
+        raise
     return parse(process.returncode or 0, data.decode(), words.decode(errors="replace"))
 
 
@@ -70,5 +76,5 @@ def parse(status: int, data: str, words: str) -> Said:
     )
 
 
-def _joined(lines: Any) -> str:
+def _joined(lines: Iterable[str]) -> str:
     return "; ".join(lines)

@@ -1,5 +1,6 @@
 """`llmsup mcp`, driven by the SDK's own client, over a real daemon with stub servers."""
 
+import asyncio
 import json
 import os
 import signal
@@ -17,9 +18,12 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, TextContent, TextResourceContents
 
+from llmsup.control.wire import SwitchProgress, SwitchResult
 from tests.cards import StubCards
-from tests.home import LLMSUP, Home
+from tests.fake_daemon import FakeStack, service, serving
+from tests.home import LLMSUP, Home, wait_until
 from tests.process.test_card_plan import set_free
+from tests.process.test_drill import is_stopped
 from tests.process.test_stack import dual
 from tests.process.test_switch import another, stack
 
@@ -210,6 +214,8 @@ def test_a_switch_that_cannot_be_says_so_with_the_usual_keys(home: Home, cards: 
 def test_every_other_tool_and_resource_answers(home: Home) -> None:
     dual(home)
     home.start()
+    # What lies where the client works is nobody's module.
+    (home.root / "json.py").write_text("raise SystemExit('imported from the working directory')\n")
 
     async def session(client: ClientSession) -> None:
         status = await good(client, "get_status")
@@ -361,6 +367,84 @@ def test_it_ends_when_its_client_goes(home: Home) -> None:
 
     assert (running.returncode, words) == (0, b"")
     assert all(json.loads(line)["jsonrpc"] == "2.0" for line in out.splitlines())
+
+
+class Endless(FakeStack):
+    """Its switches go on until it is shut."""
+
+    async def switch(
+        self, target: str, model: str | None
+    ) -> AsyncIterator[SwitchProgress | SwitchResult]:
+        async def lines() -> AsyncIterator[SwitchProgress | SwitchResult]:
+            while not self.shut.is_set():
+                yield {
+                    "phase": "loading",
+                    "service": target,
+                    "model": "large.gguf",
+                    "elapsed_s": 1.0,
+                    "read_bytes": 0,
+                    "size_bytes": 0,
+                    "last_load_s": None,
+                    "why": "",
+                }
+                await asyncio.sleep(0.1)
+
+        return lines()
+
+
+def line(method: str, **fields: object) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", "method": method, **fields}).encode() + b"\n"
+
+
+def opening() -> bytes:
+    about = {"name": "test", "version": "1"}
+    params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": about}
+    return line("initialize", id=1, params=params) + line("notifications/initialized")
+
+
+def test_it_ends_when_its_client_goes_in_the_middle_of_a_switch(home: Home) -> None:
+    arguments = {"model_type": "chat"}
+    params = {"name": "switch_model", "arguments": arguments, "_meta": {"progressToken": 7}}
+    with serving(home.paths, Endless(service("chat"))), served(home) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        running.stdin.write(opening() + line("tools/call", id=2, params=params))
+        running.stdin.flush()
+        while b"notifications/progress" not in running.stdout.readline():
+            assert running.poll() is None
+        _, words = running.communicate(timeout=30)
+
+    assert (running.returncode, words) == (0, b"")
+
+
+def test_a_drill_that_its_client_leaves_is_mended(home: Home) -> None:
+    dual(home)
+    home.start()
+    params = {"name": "drill", "arguments": {"scenarios": ["hang"]}}
+    with served(home) as running:
+        assert running.stdin is not None
+        running.stdin.write(opening() + line("tools/call", id=2, params=params))
+        running.stdin.flush()
+        stopped = wait_stopped(home)
+        _, words = running.communicate(timeout=60)
+
+    assert (running.returncode, words) == (0, b"")
+    (evidence,) = home.paths.state.glob("drills/*/drill.json")
+    assert json.loads(evidence.read_text())["interrupted"] is True
+    assert not is_stopped(stopped)
+
+
+def wait_stopped(home: Home) -> int:
+    """Until a drill has stopped a server; its pid."""
+    pids: list[int] = [info["pid"] for info in home.status()["services"]]
+    found: list[int] = []
+
+    def look() -> bool:
+        found.extend(filter(is_stopped, pids))
+        return bool(found)
+
+    wait_until(look, "a server that hangs")
+    return found[0]
 
 
 WITHOUT = """
