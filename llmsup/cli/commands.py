@@ -309,6 +309,14 @@ def drill(
     raise typer.Exit(verb.drill(scenarios or (), as_json=as_json, out=out))
 
 
+@app.command()
+def mcp() -> None:
+    """Serve MCP on stdin and stdout, for a client that starts it; see docs/mcp.md."""
+    from llmsup.cli import mcp as verb
+
+    verb.mcp()
+
+
 def call(argv: Sequence[str]) -> int:
     """Run one command; returns its exit status. Raises LlmsupError and OutputClosedError."""
     _mount_groups(argv)

@@ -1,0 +1,1 @@
+"""The MCP server: what llmsup does, as tools for a program that talks MCP over stdio."""
