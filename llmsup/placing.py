@@ -151,7 +151,7 @@ class Placing:
             # What became of its file is nothing to a process that has loaded it.
             unknown = Price(Estimate(Sizes(), Sizes()), overhead_bytes=0)
             kept = Placement(service, "", options.gpu_layers, options, unknown, ADOPTED)
-            return Grant(kept, device), True
+            return Grant(kept, device, found.shrunk), True
         self._note_knobs(demand)
         price = demand.price(options)
         placement = Placement(service, demand.model, demand.layers, options, price, ADOPTED)
