@@ -41,14 +41,20 @@ class _Asker:
     answer: asyncio.Future[Grant] = field(repr=False)
 
 
+async def _never(_service: str) -> bool:
+    return False
+
+
 class CardGate:
     """The card of one stack.
 
     `read` reads it; `users` are the services that may use it, with their ranks; `services` has
     all of them as they are. `leaving` names those of an earlier daemon that are being ended, and
-    may be on the card. `short_bytes` tells how much was missing, from the output of a process that
-    ran out of memory. `on_placed` is told of each plan, `on_measured` of what a load took, and
-    `on_no_card` once why there is none. `retry` has a service tried again that was refused.
+    may be on the card. `is_loading`: whether a service that is ready still fills the card.
+    `short_bytes` tells how much was missing, from the output of a process that ran out of memory.
+    `on_placed` is told of each plan, `on_measured` of what a load took, and `on_no_card` once why
+    there is none. `retry` has a service tried again that was refused, and `renew` services
+    restarted that were placed without a card, now that there is one.
     """
 
     def __init__(
@@ -59,22 +65,26 @@ class CardGate:
         services: Callable[[], Mapping[str, Service]],
         *,
         leaving: Callable[[], Sequence[str]] = lambda: (),
+        is_loading: Callable[[str], Awaitable[bool]] = _never,
         short_bytes: Callable[[Sequence[str], Lease], int | None] = lambda *_: None,
         on_placed: Callable[[Placed], None] = lambda _: None,
         on_measured: Callable[[Lease], None] = lambda _: None,
         on_no_card: Callable[[str], None] = lambda _: None,
         retry: Callable[[str], None] = lambda _: None,
+        renew: Callable[[Sequence[str]], None] = lambda _: None,
     ) -> None:
         self._read = read
         self._placing = placing
         self._users = users
         self._services = services
         self._leaving = leaving
+        self._is_loading = is_loading
         self._short_bytes = short_bytes
         self._on_placed = on_placed
         self._on_measured = on_measured
         self._on_no_card = on_no_card
         self._retry = retry
+        self._renew = renew
         self._leases = leases.NOTHING
         self._askers: dict[str, _Asker] = {}
         self._last_placed: dict[str, Placed] = {}
@@ -82,6 +92,7 @@ class CardGate:
         self._bounds: dict[str, int] = {}  # of the next plan, and only of that
         self._refused: dict[str, int] = {}  # what was free at that time
         self._no_card = ""
+        self._cardless: dict[str, int] = {}  # generations that were placed without a card
         self._device: Device | None = None  # as it was read last, however long ago
         self._counted_bytes = 0  # what our services had of it then
         self._reading = asyncio.Lock()
@@ -118,6 +129,7 @@ class CardGate:
             self._device = reading
             self._counted_bytes = self._leases.held_bytes
             self._retry_refused(reading.free_bytes)
+            self._renew_cardless()
         return reading
 
     # --- what keepers ask and tell
@@ -157,6 +169,8 @@ class CardGate:
         self._change(self._leases.adopted(service, generation, rank, placement, measured_bytes))
         if placement is not None:
             self._last_placed[service] = Placed(placement, generation)
+            if not grant.device:
+                self._cardless[service] = generation
 
     def forget(self, service: str) -> None:
         """What is known of its loads was of another model."""
@@ -278,6 +292,8 @@ class CardGate:
             self._change(self._leases.placed(name, placement))
         # Before anybody is told, who might break: a turn without an answer would never end.
         asker.answer.set_result(Grant(placement, _device_of(reading), self._placing.shrunk(name)))
+        if isinstance(reading, NoDevice):
+            self._cardless[name] = lease.generation
         self._say_no_card(reading.reason if isinstance(reading, NoDevice) else "")
         if placement is not None:
             self._tell_placed(placement, lease.generation, free_bytes)
@@ -294,6 +310,10 @@ class CardGate:
         return is_hoped_for(service) and not self._leases.holds(service)
 
     async def _settle(self, lease: Lease) -> None:
+        while await self._is_loading(lease.service):
+            if self._is_over(lease):
+                return
+            await asyncio.sleep(SETTLE_LOOK_S)
         give_up_at = self._now() + SETTLE_TIMEOUT_S
         before: int | None = None
         while True:
@@ -350,6 +370,18 @@ class CardGate:
             if free_bytes >= was_free_bytes + ROOM_MIN_BYTES:
                 del self._refused[service]
                 self._retry(service)
+
+    def _renew_cardless(self) -> None:
+        services = self._services()
+        names = [
+            name
+            for name, generation in self._cardless.items()
+            if (services[name].generation, services[name].want) == (generation, Want.UP)
+            and services[name].state in ALIVE
+        ]
+        self._cardless.clear()
+        if names:
+            self._renew(names)
 
     def _tell_placed(self, placement: Placement, generation: int, free_bytes: int | None) -> None:
         name = placement.service

@@ -52,6 +52,12 @@ class CardNews:
         log.info("models run on the CPU: %s", reason)
         self._journal.write("card", why=f"none, models run on the CPU: {reason}")
 
+    def note_found(self, users: Sequence[str]) -> None:
+        """There is a card now, and these services that were started without one are restarted."""
+        words = f"there now; restarting {', '.join(users)}"
+        log.warning("the card is %s", words)
+        self._journal.write("card", why=words)
+
     def note_action(self, action: card.Action, users: Sequence[str]) -> None:
         """The card was lost, or is back, and these services `users` of it are restarted."""
         match action:

@@ -26,13 +26,16 @@ from llmsup.core.diagnosis import (
 )
 from llmsup.core.events import Action, Event
 from llmsup.core.grant import UNPLANNED, Grant
+from llmsup.core.health import Outcome
 from llmsup.core.service import Service, State
 from llmsup.errors import LaunchError, NoRoomError
 from llmsup.host import gguf, logfile, ports
 from llmsup.host.memory import Remembered
+from llmsup.host.probe import probe
 from llmsup.host.process import ExitStatus, Found, Process, end_marked
 from llmsup.inquest import Inquest, OnDeath
-from llmsup.services.launch import Launch
+from llmsup.services import llama_server
+from llmsup.services.launch import Launch, Target, Via
 from llmsup.troubles import Troubles
 
 log = logging.getLogger(__name__)
@@ -174,6 +177,15 @@ class Keeper:
         """Do not wait any longer before the next try."""
         if self.service.state is State.FAILED and self.service.timer_at is not None:
             self.post(events.TimerElapsed(self.service.timer_at))
+
+    async def is_loading(self) -> bool:
+        """Whether a llama-server that counts as ready, since it listens, still loads its model."""
+        age_s = self._loop.time() - self.service.started_at
+        if not self.unit.readiness.tcp or age_s >= self.unit.policy.start_timeout_s:
+            return False
+        health = Target(Via.HTTP, port=self.port or 0, path=llama_server.HEALTH)
+        result = await probe(health, self.unit.readiness.timeout_s)
+        return result.outcome is Outcome.LOADING
 
     def disown(self) -> None:
         """Let go of the process, which lives on for the next daemon to adopt."""

@@ -98,7 +98,10 @@ class Rebalancing:
         while True:
             reading = await self._card.next_reading()
             if isinstance(reading, Device):
-                await self._look(reading)
+                try:
+                    await self._look(reading)
+                except Exception:  # of one look; the next one may be spared
+                    log.exception("the balance of the card could not be looked after")
             if self._balance.pressed_since is not None and not self._balance.is_told:
                 await asyncio.sleep(WATCH_CLOSELY_S)
                 self._card.ask()

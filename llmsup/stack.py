@@ -5,7 +5,15 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -122,11 +130,13 @@ class Stack:
             users,
             lambda: self._supervisor.services,
             leaving=lambda: self._strays.card_users,
+            is_loading=lambda name: self._supervisor.keepers[name].is_loading(),
             short_bytes=short_bytes,
             on_placed=self._news.note_placed,
             on_measured=self._note_measured,
             on_no_card=self._news.note_no_card,
             retry=lambda name: self._supervisor.keepers[name].try_again(),
+            renew=self._renew_cardless,
         )
         self._card = CardWatch(self._gate.read, read_clocks, self._note_card)
         self._supervisor = Supervisor(
@@ -608,6 +618,11 @@ class Stack:
         self._news.note_action(action, users)
         if is_back:
             self._rolls.renew(users)
+
+    def _renew_cardless(self, names: Sequence[str]) -> None:
+        if self._ending is None:
+            self._news.note_found(names)
+            self._rolls.restart(names)
 
     def _note_measured(self, lease: Lease) -> None:
         self._news.note_measured(lease)

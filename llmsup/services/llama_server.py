@@ -10,6 +10,9 @@ from llmsup.services.launch import Launch, Prompt, Target, Via
 from llmsup.services.llama_help import Flags
 from llmsup.services.llama_options import asked
 
+HEALTH = "/health"
+"""It says 503 there, and why, while it loads its model: it listens before."""
+
 LAYERS_MAX = 2**31 - 1
 """Stands for "all" where it is not known how many there are; the engine takes no more than all."""
 
@@ -48,7 +51,7 @@ def launch(
     if spec.readiness.tcp:
         target = Target(Via.TCP, port=port)
     else:
-        target = Target(Via.HTTP, port=port, path=spec.readiness.http_get or "/health")
+        target = Target(Via.HTTP, port=port, path=spec.readiness.http_get or HEALTH)
     return Launch(
         argv=(*argv, *spec.args),
         target=target,

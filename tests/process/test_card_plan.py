@@ -267,6 +267,23 @@ def test_without_a_card_everything_is_on_the_cpu_and_that_is_said_once(
     ]
 
 
+def test_a_card_that_comes_after_the_services_is_used(home: Home, cards: StubCards) -> None:
+    """Given a driver that is loaded while the machine starts, later than the daemon."""
+    profile(home, {"chat": {}, "code": {"gpu_layers": 5}})
+    cards.unload()
+    home.start()
+    before = [home.service(name) for name in ("chat", "code")]
+    set_free(cards, 5900)
+    os.kill(before[0]["pid"], signal.SIGKILL)  # the card is looked for now, not in a minute
+    for each in before:
+        home.wait_replaced(each)
+
+    assert (layers(home, "chat"), layers(home, "code")) == (LAYERS + 1, 5)
+    wait_until(lambda: home.service("code")["measured_bytes"] == 500 * MIB, "it is on the card")
+    told = [each["why"] for each in home.events() if each["event"] == "card"]
+    assert told[1:] == ["there now; restarting code"]
+
+
 def test_nvml_that_fails_in_the_middle_stops_nobody_from_being_started(
     home: Home, cards: StubCards
 ) -> None:
@@ -492,3 +509,44 @@ def test_memory_of_what_the_profile_no_longer_has_is_waited_for(
     (plan,) = plans(home, "new")
     assert plan["free_mib"] == 5400
     assert layers(home, "new") == LAYERS + 1
+
+
+def test_a_server_that_counts_as_ready_before_it_has_loaded_keeps_its_turn(
+    home: Home, cards: StubCards
+) -> None:
+    """Given readiness.tcp: llama-server listens first, and loads its model then."""
+    profile(home, {"chat": {"priority": 10, "env": {"LISTENS_S": "2"}}, "code": {}})
+    text = home.profile.read_text()
+    home.profile.write_text(text.replace("readiness = { ", "readiness = { tcp = true, ", 1))
+    home.start()
+
+    assert plans(home, "code")[0]["free_mib"] == 5400
+    assert home.service("chat")["measured_bytes"] == 500 * MIB
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_whatever_happens_to_a_server_in_the_middle_of_its_load_its_turn_comes_back(
+    home: Home, cards: StubCards, number: signal.Signals
+) -> None:
+    profile(
+        home,
+        {
+            "chat": {
+                "priority": 10,
+                "env": {"LOADS_S": "3"},
+                "stall_timeout": "5s",
+                "grace_period": "1s",
+            },
+            "code": {},
+        },
+    )
+    home.start("--no-wait")
+    wait_until(lambda: bool(home.service("chat")["pid"]), "chat's process")
+    before = home.service("chat")
+    os.kill(before["pid"], number)
+    home.wait_replaced(before, deadline_s=60)
+    home.wait_state("code", "ready", deadline_s=60)
+
+    assert {each["gpu_layers"] for each in map(home.service, ("chat", "code"))} == {LAYERS + 1}
+    (_, over, _), (begun, _, _) = loads(home)[:2]
+    assert over <= begun

@@ -5,11 +5,13 @@
 The name of its model tells what is wrong with it: "dies" (once it is loaded), "other" (it says
 that it serves another file), "broken" (it answers 500). Read from its environment: TAKES_MIB
 (default 500), RUNS_OUT_ABOVE (layers with which it finds no memory), MISSES_MIB (what it then says
-it could not get), LOADS_S (so long it loads).
+it could not get), LOADS_S (so long it loads), LISTENS_S (so long it then listens, and says that it
+is loading, before it takes its memory).
 """
 
 import fcntl
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -45,18 +47,26 @@ def main() -> None:
     if "--port" not in sys.argv:  # --help, --version: a script of its user's, which tells nothing
         sys.exit(1)
     layers = int(argument("--gpu-layers", "0"))
+    listens_s = float(os.environ.get("LISTENS_S", "0"))
     is_on_card = layers > 0 and argument("--device") != "none"
     time.sleep(float(os.environ.get("LOADS_S", "0")))
     if is_on_card:
         if layers > int(os.environ.get("RUNS_OUT_ABOVE", "1000")):
             run_out(int(os.environ.get("MISSES_MIB", "100")))
-        take(int(float(os.environ.get("TAKES_MIB", "500")) * MIB))
+        size_bytes = int(float(os.environ.get("TAKES_MIB", "500")) * MIB)
+        if listens_s and not os.fork():
+            time.sleep(listens_s)
+            take(size_bytes)
+            signal.pause()
+        elif not listens_s:
+            take(size_bytes)
     model = argument("--model")
     if "dies" in model:
         sys.exit(1)
     faults = ["--status", "500"] if "broken" in model else []
     says = "/somewhere/else.gguf" if "other" in model else model
-    stub = (sys.executable, str(UPSTREAM), "--port", argument("--port"))
+    port = ("--port", argument("--port"))
+    stub = (sys.executable, str(UPSTREAM), *port, "--load-s", str(listens_s))
     name = argument("--alias", "stub")
     os.execv(sys.executable, (*stub, "--name", name, "--model", says, *faults))
 

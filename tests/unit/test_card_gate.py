@@ -98,12 +98,14 @@ class Stack:
         self.no_card: list[str] = []
         self.retried: list[str] = []
         self.leaving: tuple[str, ...] = ()
+        self.renewed: list[str] = []
         self.gate = CardGate(
             self.read,
             Placing(self.sizer, plan),
             {name: rank(name, priority) for name, priority in priorities.items()},
             lambda: self.services,
             leaving=lambda: self.leaving,
+            renew=self.renewed.extend,
             on_placed=self.placed.append,
             on_measured=self.measured.append,
             on_no_card=self.no_card.append,
@@ -655,5 +657,24 @@ def test_a_bound_comes_back_with_the_process_that_lives_within_it() -> None:
         again = later.place("chat", (), stack.reading)
         assert again is not None
         assert again.options == given.placement.options
+
+    run(test)
+
+
+def test_what_was_placed_without_a_card_is_renewed_once_when_there_is_one() -> None:
+    """Given a driver that is loaded after the daemon began, and one that is being stopped then."""
+
+    async def test(stack: Stack) -> None:
+        there, stack.reading = stack.reading, NO_DRIVER
+        await placed(stack.start("chat"))
+        await placed(stack.start("code"))
+        stack.change("code", want=Want.DOWN, state=State.STOPPING)
+        await stack.gate.read()
+        assert stack.renewed == []
+
+        stack.reading = there
+        await stack.gate.read()
+        await stack.gate.read()
+        assert stack.renewed == ["chat"]
 
     run(test)

@@ -331,3 +331,20 @@ async def test_a_card_that_is_lost_says_nothing(make: Make) -> None:
         await readings(world, 40)
         assert world.restarts == []
         assert world.troubles.sentences == []
+
+
+@in_loop
+async def test_a_look_that_breaks_is_not_the_last_one(make: Make) -> None:
+    async with kept(make(routes=(Route("code", ("code",)),))) as world:
+        in_flight, broken = world.in_flight, asyncio.Event()
+
+        async def break_once(service: str, routes: Collection[str]) -> int:
+            if not broken.is_set():
+                broken.set()
+                raise ZeroDivisionError
+            return await in_flight(service, routes)
+
+        world.rebalancing._in_flight = break_once
+        world.outside_mib = 400
+        await until(lambda: world.restarts == ["code"])
+        assert broken.is_set()
