@@ -211,7 +211,8 @@ class Switching:
             switch.spawned_at = self._clock()
         if event is Event.FAILED:
             death = service.death
-            self._failed(switch, event, death.reason if death else service.why)
+            is_its = death is not None and death.generation > self._last_generation(switch)
+            self._failed(switch, event, death.reason if death and is_its else service.why)
         elif event is Event.BECAME_READY and switch.proof is not None and switch.proof.done():
             fault = switch.proof.result()
             return self._failed(switch, Event.DISPROVED, fault) if fault else Event.PROVED

@@ -65,10 +65,9 @@ def main() -> None:
         sys.exit(1)
     faults = ["--status", "500"] if "broken" in model else []
     says = "/somewhere/else.gguf" if "other" in model else model
-    port = ("--port", argument("--port"))
-    stub = (sys.executable, str(UPSTREAM), *port, "--load-s", str(listens_s))
-    name = argument("--alias", "stub")
-    os.execv(sys.executable, (*stub, "--name", name, "--model", says, *faults))
+    port = ("--port", argument("--port"), "--load-s", str(listens_s))
+    stub = (sys.executable, str(UPSTREAM), *port, "--name", argument("--alias", "stub"))
+    os.execv(sys.executable, (*stub, "--model", says, *faults))
 
 
 if __name__ == "__main__":
