@@ -249,6 +249,8 @@ async def call_tool(
     except LlmsupError as error:
         document = refusal(error)
         hint = document["hint"] or arguments.known(tool.arguments)
+        if not tool.is_read_only:  # scripts read it, whatever went wrong
+            document = {"success": False, "message": document["error"], **document}
         return Reply({**document, "hint": hint}, is_error=True)
     except Exception as error:  # the session goes on
         words = LlmsupError(

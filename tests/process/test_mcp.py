@@ -263,6 +263,7 @@ def test_bad_input_is_an_error_and_the_session_goes_on(home: Home) -> None:
         ):
             document = await bad(client, tool, **given)
             assert words in document.get("error", "") + document.get("message", ""), document
+            assert HINTS[tool][0] or document["success"] is False
         with pytest.raises(MCPError, match="unknown tool: rm"):
             await client.call_tool("rm", {})
         with pytest.raises(MCPError, match="unknown resource"):
