@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from llmsup.config.units import duration
 from llmsup.core import demand, idleness
@@ -26,6 +26,7 @@ class OnDemand:
     """What the activator asks, and the watch over idle services.
 
     `names`: the services that a request starts. `ttls_s`: those that do not stay, and how long.
+    `services` as requests meet them; `expected`: those that a switch is about to bring up.
     """
 
     def __init__(
@@ -35,12 +36,17 @@ class OnDemand:
         journal: Journal,
         names: Collection[str],
         ttls_s: Mapping[str, float],
+        *,
+        services: Callable[[], Mapping[str, Service]],
+        expected: Callable[[], Collection[str]],
     ) -> None:
         self._supervisor = supervisor
         self._gateway = gateway
         self._journal = journal
         self._names = names
         self._ttls_s = ttls_s
+        self._services = services
+        self._expected = expected
         self._activities: dict[str, Activity] = {}
         self._asleep: set[str] = set()  # unloaded because no request came
 
@@ -48,7 +54,7 @@ class OnDemand:
 
     def demand(self, route: Route) -> Answer:
         """What a request for the route gets now."""
-        return demand.answer(route, self._supervisor.services, self._names)
+        return demand.answer(route, self._services(), self._names, self._expected())
 
     def load(self, service: str) -> None:
         """Want this service up."""
@@ -102,7 +108,7 @@ class OnDemand:
         while True:
             await asyncio.sleep(min(max(period_s, LOOK_PERIOD_MIN_S), LOOK_PERIOD_MAX_S))
             clusters = await self._gateway.clusters()
-            if clusters is not None:
+            if clusters is not None and not self._expected():
                 self._look(clusters, asyncio.get_running_loop().time())
 
     def _look(self, clusters: Clusters, now: float) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from llmsup.control.wire import RouteInfo, UpstreamsInfo
 from llmsup.core.routing import Endpoint, Member, Route, UpstreamList
@@ -35,6 +36,15 @@ class Publication:
         """Generations of services that get no requests, ready or not."""
         self._is_cold = is_cold
         self._status = status
+
+    @property
+    def services(self) -> dict[str, Service]:
+        """Every service but the gateway, as requests meet it."""
+        return {
+            name: replace(keeper.service, state=self._state(keeper.service))
+            for name, keeper in self._keepers.items()
+            if name != GATEWAY
+        }
 
     def bring_up_to_date(self) -> None:
         """Have the gateway write what differs from what it wrote before."""

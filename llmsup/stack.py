@@ -161,7 +161,13 @@ class Stack:
             predecessor_socket=self.gateway.predecessor_socket,
         )
         self._on_demand = OnDemand(
-            self._supervisor, self.gateway, self._journal, on_demand(profile), ttls_s(profile)
+            self._supervisor,
+            self.gateway,
+            self._journal,
+            on_demand(profile),
+            ttls_s(profile),
+            services=lambda: self._publication.services,
+            expected=lambda: self._switching.expected,
         )
         self.activator = Activator(
             routes, self._on_demand, profile.gateway.hold_timeout_s, models_api.app(routes, self)
@@ -413,6 +419,7 @@ class Stack:
         self._refuse_while_ending()
         switch = self._switching.begin(change)
         self._switch = self._keep(self._switching.run(switch))
+        self._switch.add_done_callback(lambda _: self.activator.note_change())
         return self._switching.follow(switch)
 
     def shut_down(self, *, now: bool) -> Answer:

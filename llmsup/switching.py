@@ -114,6 +114,16 @@ class Switching:
         self.current = Switch(change, story, self._clock(), result)
         return self.current
 
+    @property
+    def expected(self) -> frozenset[str]:
+        """The services that the present switch is about to bring up."""
+        if self.current is None:
+            return frozenset()
+        change = self.current.change
+        if self.current.phase is Phase.RESTORING:
+            return frozenset(change.generations)
+        return frozenset({change.target})
+
     def note_change(self) -> None:
         """A service is another one now."""
         self._woken.set()

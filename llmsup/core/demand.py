@@ -47,12 +47,18 @@ def is_cold(service: Service) -> bool:
     return not service.deaths and service.state not in _UP | _FAILING
 
 
-def answer(route: Route, services: Mapping[str, Service], on_demand: Collection[str]) -> Answer:
+def answer(
+    route: Route,
+    services: Mapping[str, Service],
+    on_demand: Collection[str],
+    expected: Collection[str] = (),
+) -> Answer:
     """What a request for the route gets, as its services are now.
 
-    `on_demand`: the names of those that a request starts.
+    `on_demand`: the names of those that a request starts. `expected`: of those that a switch is
+    about to bring up, wanted or not yet.
     """
-    is_coming = False
+    is_coming = not set(expected).isdisjoint(route.services)
     for name in route.services:
         service = services[name]
         if service.state is State.READY:

@@ -42,6 +42,17 @@ def test_what_was_stopped_by_the_operator_stays_down() -> None:
     assert refused == Refuse("chat is stopped (not started); code is stopped (not started)")
 
 
+def test_what_a_switch_is_about_to_bring_up_is_waited_for() -> None:
+    """Though nobody wants it up yet; and a fallback answers as long as there is one."""
+
+    def found(code: Service, *expected: str) -> Answer:
+        return answer(ROUTE, {"chat": DOWN, "code": code}, (), expected)
+
+    assert found(CODE_DOWN, "code") == Hold()
+    assert found(CODE_READY, "chat") == Repeat()
+    assert isinstance(found(CODE_DOWN, "another"), Refuse)
+
+
 def test_a_fallback_answers_while_the_first_one_is_down() -> None:
     assert asked(DOWN, CODE_READY) == Repeat()
 
