@@ -5,6 +5,7 @@ import re
 import socket
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -22,7 +23,9 @@ def listening_ports(pid: int) -> set[int]:
     """TCP ports on which the process listens."""
     inodes = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        match = re.fullmatch(r"socket:\[(\d+)\]", str(descriptor.readlink()))
+        match = None
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            match = re.fullmatch(r"socket:\[(\d+)\]", str(descriptor.readlink()))
         if match:
             inodes.add(match[1])
     ports = set()
