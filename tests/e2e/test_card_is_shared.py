@@ -56,7 +56,7 @@ def test_a_program_that_takes_memory_at_any_moment_fails_no_request(
     assert len(load.records) > 20
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(550)
 def test_the_last_in_rank_shrinks_and_grows_back_and_no_request_fails(
     on_card: Home, small_card: StandIn
 ) -> None:
@@ -78,7 +78,7 @@ def test_the_last_in_rank_shrinks_and_grows_back_and_no_request_fails(
         assert "other programs left" in on_card.cli("why", "code").stdout
 
         only_takes(small_card, OTHERS_MIB)
-        wait_until(lambda: len(changes(on_card)) == 2, "that it grew again", deadline_s=180)
+        wait_until(lambda: len(changes(on_card)) == 2, "that it grew again", deadline_s=300)
         settled(on_card)
         assert layers(on_card) == before
 
