@@ -43,7 +43,7 @@ def plan(
     status = _status(home)
     loaded, missing = _looked(source, overrides, home, status)
     services = wanted(loaded.profile)
-    learned = ledger.load(home.ledger)
+    learned = ledger.peek(home.ledger)
     sizing = Sizing(loaded.profile, os.environ, lambda: learned, home.engines)
     flaws = _flaws(sizing, services, missing)
     if missing is not None and len(flaws) == len(sizing.models(services)):

@@ -396,6 +396,14 @@ def test_what_was_measured_takes_the_place_of_the_estimate(dual: Home, cards: St
     assert "chat, as measured at a load before" in shown
 
 
+def test_a_ledger_that_cannot_be_read_is_left_where_the_daemon_has_it(dual: Home) -> None:
+    dual.paths.create()
+    dual.paths.ledger.write_bytes(b"not a ledger")
+
+    assert dual.cli("plan", str(dual.profile), *LAPTOP).returncode == 0
+    assert dual.paths.ledger.read_bytes() == b"not a ledger"
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_on_a_terminal_no_line_is_cut_or_folded(dual: Home, columns: int) -> None:
     lead, follow = pty.openpty()
