@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
 
+from llmsup.config.schema import Profile
 from llmsup.config.units import duration
 from llmsup.core import demand, idleness
 from llmsup.core.demand import Answer
@@ -14,6 +15,8 @@ from llmsup.gateway import Gateway
 from llmsup.host.journal import Journal
 from llmsup.services.envoy_admin import Clusters
 from llmsup.supervisor import Supervisor
+from llmsup.swaps import Swaps
+from llmsup.units import on_demand, ttls_s
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +28,17 @@ LOOK_PERIOD_MAX_S = 10.0
 class OnDemand:
     """What the activator asks, and the watch over idle services.
 
-    `names`: the services that a request starts. `ttls_s`: those that do not stay, and how long.
-    `services` as requests meet them; `expected`: those that a switch is about to bring up.
+    `services` as requests meet them; `expected`: those that a switch is about to bring up. `swaps`
+    has those that a request swaps in.
     """
 
     def __init__(
         self,
+        profile: Profile,
         supervisor: Supervisor,
         gateway: Gateway,
         journal: Journal,
-        names: Collection[str],
-        ttls_s: Mapping[str, float],
+        swaps: Swaps,
         *,
         services: Callable[[], Mapping[str, Service]],
         expected: Callable[[], Collection[str]],
@@ -43,23 +46,35 @@ class OnDemand:
         self._supervisor = supervisor
         self._gateway = gateway
         self._journal = journal
-        self._names = names
-        self._ttls_s = ttls_s
+        self._names = on_demand(profile)
+        self._ttls_s = ttls_s(profile)
+        self._swaps = swaps
         self._services = services
         self._expected = expected
         self._activities: dict[str, Activity] = {}
         self._asleep: set[str] = set()  # unloaded because no request came
 
+    def take(self, profile: Profile) -> None:
+        """This profile is in force."""
+        self._names = on_demand(profile)
+        self._ttls_s = ttls_s(profile)
+        self._swaps.take(profile)
+
     # --- for the activator
 
     def demand(self, route: Route) -> Answer:
         """What a request for the route gets now."""
-        return demand.answer(route, self._services(), self._names, self._expected())
+        turns = self._swaps.turns
+        return demand.answer(route, self._services(), self._names, self._expected(), turns)
 
     def load(self, service: str) -> None:
         """Want this service up."""
         self._journal.write("loaded", service=service, why="a request came")
         self._supervisor.start([service])
+
+    def note_waiting(self) -> None:
+        """The first request waits for the turn of some service."""
+        self._swaps.wake()
 
     def is_confirmed(self, route: str) -> bool:
         """Whether Envoy has the list of the route as it is now."""
@@ -78,7 +93,8 @@ class OnDemand:
 
     def is_cold(self, service: Service) -> bool:
         """Whether requests wait for it, as in `core.demand`."""
-        return service.name in self._names and demand.is_cold(service)
+        is_brought_up = service.name in self._names or self._swaps.turns.get(service.name) == ""
+        return is_brought_up and demand.is_cold(service)
 
     def status(self, route: Route) -> str:
         """What `/v1/models` says of the route."""
@@ -86,17 +102,21 @@ class OnDemand:
 
     def why(self, service: Service) -> str:
         """Why it is down, where a request would load it; else empty."""
-        if service.name not in self._names or service.want is Want.UP:
+        turns = self._swaps.turns
+        if service.name not in self._names | turns.keys() or service.want is Want.UP:
             return ""
+        if why_not := turns.get(service.name):
+            return why_not
         if service.name in self._asleep:
             idle_s = duration(self._ttls_s[service.name])
             return f"unloaded after {idle_s} without a request; the next one loads it"
-        return "loaded by the first request"
+        return "swapped in by a request" if service.name in turns else "loaded by the first request"
 
     def note_change(self, after: Service) -> None:
         """It is not asleep any more once it is wanted up."""
         if after.want is Want.UP:
             self._asleep.discard(after.name)
+        self._swaps.wake()
 
     # --- the watch
 

@@ -26,7 +26,7 @@ from llmsup.bookkeeping import Books
 from llmsup.card_gate import CardGate
 from llmsup.card_news import CardNews
 from llmsup.card_watch import CardWatch
-from llmsup.choosing import Change, Chosen, propose
+from llmsup.choosing import Change, Chosen, propose, propose_swap
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
@@ -72,9 +72,10 @@ from llmsup.snapshot import gpu_info, plan_info, service_info
 from llmsup.strays import LOOK_PERIOD_S, Strays
 from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
-from llmsup.switching import Switching
+from llmsup.swaps import Swaps
+from llmsup.switching import Switch, Switching
 from llmsup.troubles import Troubles
-from llmsup.units import GATEWAY, build, on_demand, rebuilt, ttls_s, wanted
+from llmsup.units import GATEWAY, active, build, rebuilt, takes_turns, wanted
 
 log = logging.getLogger(__name__)
 
@@ -160,12 +161,21 @@ class Stack:
             binary=envoy.program,
             predecessor_socket=self.gateway.predecessor_socket,
         )
+        self._swaps = Swaps(
+            profile,
+            self._journal,
+            services=lambda: self._publication.services,
+            waiting=lambda: self.activator.waited_for,
+            is_busy=lambda: self._switching.current is not None or self._is_over,
+            begin=self._swap,
+            on_change=self._note_turns,
+        )
         self._on_demand = OnDemand(
+            profile,
             self._supervisor,
             self.gateway,
             self._journal,
-            on_demand(profile),
-            ttls_s(profile),
+            self._swaps,
             services=lambda: self._publication.services,
             expected=lambda: self._switching.expected,
         )
@@ -241,7 +251,7 @@ class Stack:
         written earlier, they would be without services that answer at this very moment.
         """
         self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
-        asked = {name: each.asked for name, each in self._memory.items()}
+        asked = {name: each.asked for name, each in self._memory.items()} | self._undone()
         idle = [name for name, each in asked.items() if each == "idle"]
         down = {name for name, each in asked.items() if each == "down"}
         down |= self._on_demand.recall(idle)
@@ -272,12 +282,19 @@ class Stack:
             self._keep(self._mend_drained_gateway())
         self._keep(self.gateway.keep_confirmed(self._note_confirmed))
         self._keep(self._on_demand.keep())
+        self._keep(self._swaps.keep())
         self._keep(self._card.keep())
         self._keep(self._gate.keep())
         self._keep(self._rebalancing.keep())
         self._keep(keep_rotated(self._logs(), self._troubles))
         self._keep(keep_watch(self._paths.logs, self._troubles))
         self._keep(self._troubles.keep_trying())
+
+    def _undone(self) -> dict[str, str]:
+        """Which models are up after a switch of single mode that is undone: the one before it."""
+        profile = self._loaded.profile
+        touched = takes_turns(profile).keys() & set(self._chosen.choice.unfinished)
+        return {name: "up" if name == active(profile) else "down" for name in touched}
 
     def _undo_switch(self, taken: Takeover) -> frozenset[str]:
         """End what a switch left behind that an earlier daemon did not finish.
@@ -417,10 +434,22 @@ class Stack:
             home=self._paths,
         )
         self._refuse_while_ending()
+        return self._switching.follow(self._begin(change))
+
+    def _swap(self, target: str) -> asyncio.Future[SwitchResult]:
+        """Begin the switch to a service that requests wait for. Raises LlmsupError."""
+        self._refuse_while_ending()
+        services, choice = self._supervisor.services, self._chosen.choice
+        return self._begin(
+            propose_swap(target, self._loaded, choice=choice, services=services)
+        ).result
+
+    def _begin(self, change: Change) -> Switch:
         switch = self._switching.begin(change)
         self._switch = self._keep(self._switching.run(switch))
         self._switch.add_done_callback(lambda _: self.activator.note_change())
-        return self._switching.follow(switch)
+        self._switch.add_done_callback(lambda _: self._swaps.wake())
+        return switch
 
     def shut_down(self, *, now: bool) -> Answer:
         """Stop everything, the gateway first; `stopped` is set at the end. Returns at once."""
@@ -475,6 +504,16 @@ class Stack:
 
     # --- inside
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing is begun any more: it ends, or another daemon goes on."""
+        return self._ending is not None or self.handed_over.is_set()
+
+    def _note_turns(self) -> None:
+        """Other services than before can be waited for."""
+        self._publish()
+        self.activator.note_change()
+
     def _is_changing(self) -> bool:
         """Whether services are restarted, or are not known to be ready yet."""
         is_switching = self._switching.current is not None
@@ -486,6 +525,7 @@ class Stack:
         self._wanted = wanted(loaded.profile)
         self._remembering.want(self._wanted)
         self._sizing.take(loaded.profile)
+        self._on_demand.take(loaded.profile)
 
     def _rebuilt(self, name: str, loaded: Loaded) -> Unit:
         unit, spec = self._supervisor.keepers[name].unit, loaded.profile.service[name]
