@@ -75,7 +75,7 @@ from llmsup.supervisor import Supervisor
 from llmsup.swaps import Swaps
 from llmsup.switching import Switch, Switching
 from llmsup.troubles import Troubles
-from llmsup.units import GATEWAY, active, build, rebuilt, takes_turns, wanted
+from llmsup.units import GATEWAY, active, away, build, rebuilt, takes_turns, wanted
 
 log = logging.getLogger(__name__)
 
@@ -357,11 +357,18 @@ class Stack:
         return self._publication.upstreams()
 
     def start(self, names: tuple[str, ...]) -> Answer:
-        """Want services up (none named: those the profile wants); failed ones are tried anew."""
+        """Want services up (none named: those the profile wants); failed ones are tried anew.
+
+        In single mode a model takes the place of the one that is up. Raises LlmsupError where a
+        switch goes on that it would disturb.
+        """
         chosen = self._known(names) or self._wanted
         idle = tuple(name for name in chosen if self._is_idle(name))
         self._refuse_while_ending()
-        self._supervisor.start(idle)
+        others = away(self._loaded.profile).intersection(idle)
+        for name in others:
+            self._swap(name)
+        self._supervisor.start(name for name in idle if name not in others)
         return Answer(changed=list(idle), message=f"starting {_listed(idle)}" if idle else "")
 
     def stop(self, names: tuple[str, ...], *, now: bool) -> Answer:
@@ -437,7 +444,7 @@ class Stack:
         return self._switching.follow(self._begin(change))
 
     def _swap(self, target: str) -> asyncio.Future[SwitchResult]:
-        """Begin the switch to a service that requests wait for. Raises LlmsupError."""
+        """Have a service take the place of the model that is up. Raises LlmsupError."""
         self._refuse_while_ending()
         services, choice = self._supervisor.services, self._chosen.choice
         return self._begin(

@@ -20,7 +20,8 @@ from llmsup.units import active, swappable
 
 log = logging.getLogger(__name__)
 
-FAILING = frozenset({State.BACKOFF, State.FAILED})
+NOT_COMING = frozenset({State.BACKOFF, State.FAILED, State.STOPPED})
+"""The states in which one that is wanted up does not serve, and does not load either."""
 
 
 class Swaps:
@@ -110,7 +111,7 @@ class Swaps:
         if service is None or service.want is Want.DOWN:
             return None
         since = self._since.get(service.name)
-        return Present(service.name, since, is_failing=service.state in FAILING)
+        return Present(service.name, since, is_failing=service.state in NOT_COMING)
 
     def _swap(self, name: str) -> None:
         log.info("service=%s is swapped in: a request waits for it", name)

@@ -80,7 +80,7 @@ def wanted(profile: Profile) -> tuple[str, ...]:
     Not those that wait for their first request.
     """
     waiting = {name for name, service in profile.service.items() if service.start == "on-demand"}
-    idle = waiting | takes_turns(profile).keys() - {active(profile)}
+    idle = waiting | away(profile)
     return (GATEWAY, *(name for name in profile.service if name not in idle))
 
 
@@ -100,21 +100,24 @@ def active(profile: Profile) -> str:
     return profile.active or first if models else ""
 
 
+def away(profile: Profile) -> frozenset[str]:
+    """The others, of which each would take its place."""
+    return frozenset(takes_turns(profile).keys() - {active(profile)})
+
+
 def swappable(profile: Profile) -> frozenset[str]:
-    """The models that a request swaps in: all that are not active, once one starts on demand."""
-    models = takes_turns(profile)
-    if not any(service.start == "on-demand" for service in models.values()):
-        return frozenset()
-    return frozenset(models.keys() - {active(profile)})
+    """Those of them that a request swaps in: all, once one of these models starts on demand."""
+    models = takes_turns(profile).values()
+    may_swap = any(service.start == "on-demand" for service in models)
+    return away(profile) if may_swap else frozenset()
 
 
 def on_demand(profile: Profile) -> frozenset[str]:
     """The services that a request starts: for the first time, or when they were idle."""
-    away = takes_turns(profile).keys() - {active(profile)}
     return frozenset(
         name
         for name, service in profile.service.items()
-        if (service.start == "on-demand" or service.ttl_s) and name not in away
+        if (service.start == "on-demand" or service.ttl_s) and name not in away(profile)
     )
 
 

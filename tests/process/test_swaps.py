@@ -307,6 +307,23 @@ def test_a_stop_leaves_room_for_the_other(home: Home, cards: StubCards) -> None:
         assert answered_by(ask(api, "chat")) == own("chat")
 
 
+def test_one_that_is_loaded_with_an_admin_key_takes_the_place_of_the_other(
+    home: Home, cards: StubCards
+) -> None:
+    keys = home.root / "admin-keys.txt"
+    keys.write_text("sk-admin\n")
+    keys.chmod(0o600)
+    stack(home, {}, {})
+    assert home.cli("stop").returncode == 0
+    home.start("--set", "gateway.admin_keys_file=admin-keys.txt")
+    with client(home) as api:
+        headers = {"authorization": "Bearer sk-admin"}
+        answer = api.post("/models/load", json={"model": "code"}, headers=headers)
+        assert answer.json() == {"success": True}
+        assert answered_by(ask(api, "code")) == own("code")
+    wait_until(lambda: serves(home) == {"chat": None, "code": "model.gguf"}, "code alone")
+
+
 def test_a_profile_may_say_nothing_else_by_a_flag(home: Home, cards: StubCards) -> None:
     stack(home, {}, ON_DEMAND)
     assert home.cli("stop").returncode == 0
