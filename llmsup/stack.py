@@ -47,6 +47,7 @@ from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
 from llmsup.errors import LaunchError, LlmsupError, ModelFileError, UsageError
+from llmsup.eviction import Eviction
 from llmsup.evidence import Evidence
 from llmsup.gateway import Gateway
 from llmsup.host import memory
@@ -133,6 +134,13 @@ class Stack:
             Placing(self._sizing, offload.plan),
             users,
             lambda: self._supervisor.services,
+            room=Eviction(
+                users,
+                profile.min_dwell_s,
+                leases=lambda: self._gate.leases,
+                services=lambda: self._supervisor.services,
+                on_demand=lambda: self._on_demand,
+            ),
             leaving=lambda: self._strays.card_users,
             is_loading=lambda name: self._supervisor.keepers[name].is_loading(),
             short_bytes=short_bytes,
@@ -213,7 +221,7 @@ class Stack:
             self._supervisor.keepers,
             troubles,
             measured_bytes=self._measured_bytes,
-            is_asleep=self._on_demand.is_asleep,
+            asleep=self._on_demand.asleep,
         )
         self._chosen = Chosen(paths.choices, str(loaded.path))
         self._switching = Switching(
@@ -252,9 +260,8 @@ class Stack:
         """
         self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
         asked = {name: each.asked for name, each in self._memory.items()} | self._undone()
-        idle = [name for name, each in asked.items() if each == "idle"]
         down = {name for name, each in asked.items() if each == "down"}
-        down |= self._on_demand.recall(idle)
+        down |= self._on_demand.recall(asked)
         up = [
             name
             for name in self._supervisor.keepers

@@ -51,7 +51,8 @@ class Swaps:
         self._begin = begin
         self._on_change = on_change
         self._clock = asyncio.get_running_loop().time
-        self._since: dict[str, float] = {}
+        self.since: dict[str, float] = {}
+        """Since when each service serves; see `serving_since`."""
         self._setbacks: dict[str, Setback] = {}  # the last one of each since it served
         self._held_off: set[str] = set()  # those of which it is not over
         self._woken = asyncio.Event()
@@ -90,7 +91,7 @@ class Swaps:
     def _go_on(self, now: float) -> float | None:
         """Begin what is due. Returns after how long to look again, if nothing changes before."""
         services = self._services()
-        self._since = turns.serving_since(self._since, services.values(), now)
+        self.since = turns.serving_since(self.since, services.values(), now)
         present = self._present(services)
         if present is not None and present.since is not None:
             self._setbacks.pop(present.service, None)  # whoever brought it about, it serves
@@ -110,7 +111,7 @@ class Swaps:
         service = services.get(active(self._profile))
         if service is None or service.want is Want.DOWN:
             return None
-        since = self._since.get(service.name)
+        since = self.since.get(service.name)
         return Present(service.name, since, is_failing=service.state in NOT_COMING)
 
     def _swap(self, name: str) -> None:

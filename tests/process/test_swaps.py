@@ -289,7 +289,7 @@ def test_one_that_is_idle_is_unloaded_and_either_comes_back(home: Home, cards: S
         for name in ("chat", "code", "chat"):
             assert answered_by(ask(api, f"{name}-7b")) == own(name)
             why = home.wait_state(name, "stopped")["why"]
-            assert why == "unloaded after 600ms without a request; the next one loads it"
+            assert why == "unloaded after 600ms without a request; the next request loads it"
             assert home.cli("status").returncode == 0
             assert answered_by(ask(api, f"{name}-7b")) == own(name)
             home.wait_state(name, "stopped")

@@ -42,6 +42,7 @@ def test_dual_mode_has_no_turns() -> None:
     services: dict[str, Service] = {"chat": CHAT, "code": CODE_ON_DEMAND}
     dual = Profile(service=services)
 
-    assert (active(dual), swappable(dual)) == ("", set())
+    assert active(dual) == ""
+    assert swappable(dual) == set()
     assert wanted(dual) == (GATEWAY, "chat")
     assert on_demand(dual) == {"code"}
