@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from llmsup.core import leases
 from llmsup.core.device import Absence, Device, NoDevice, Reading
-from llmsup.core.eviction import Evict
+from llmsup.core.eviction import Wait
 from llmsup.core.grant import Grant
 from llmsup.core.leases import Lease, Leases, Rank, Standing
 from llmsup.core.plan import Placement
@@ -342,13 +342,16 @@ class CardGate:
         if decision is None or now is None or not is_its or now.standing is not Standing.LOADING:
             return False
         self._change(self._leases.put_off(name))
-        if isinstance(decision, Evict):
+        behind_until = self._queue.behind_until(name, self._leases)
+        if isinstance(decision, Wait):
+            self._queue.put_off(name, decision.until, is_sure=decision.is_sure)
+        elif behind_until is not None:
+            self._queue.put_off(name, behind_until, is_sure=True)
+        else:
             table = self._leases.table
             leaving = {each: table[each].generation for each in decision.services if each in table}
             self._queue.promise(name, leaving, self._now())
             self._room.evict(decision.services, name)
-        else:
-            self._queue.put_off(name, decision.until)
         return True
 
     def _lasting(self, services: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Who waits for room on the card, who leaves for whom, and whose turn is next because of it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from llmsup.core.eviction import Decision, Fits
@@ -23,37 +24,57 @@ class Room(Protocol):
         ...
 
 
+@dataclass
+class _Place:
+    """A place in the queue: from when on it is tried again, and whether others wait behind it."""
+
+    look_at: float
+    is_sure: bool = True
+
+
 class Queue:
     """Services that found no room, in the order in which they came.
 
-    What others left is promised to the one for whom they did: nobody else has a turn before.
+    What others left is promised to the one for whom they did: nobody else has a turn before. And
+    nobody has others leave while one waits that came earlier and knows when its turn is: else one
+    that needs the whole card would wait for ever for others who come and go on it.
     """
 
     def __init__(self) -> None:
-        self._look_at: dict[str, float] = {}  # from when on each is tried again
+        self._places: dict[str, _Place] = {}
         self._leaving: dict[str, int] = {}  # generations that leave the card
         self._promised = ""
 
     def __contains__(self, service: str) -> bool:
-        return service in self._look_at
+        return service in self._places
 
-    def put_off(self, service: str, until: float) -> None:
+    def put_off(self, service: str, until: float, *, is_sure: bool) -> None:
         """It is not tried again before `until`; its place in the queue stays what it was."""
-        self._look_at[service] = until
+        self._places[service] = _Place(until, is_sure)
+
+    def behind_until(self, service: str, leases: Leases) -> float | None:
+        """Until when one waits that came earlier and is sure of its turn; None: nobody does."""
+        for name, place in self._places.items():
+            if name == service:
+                return None
+            if place.is_sure and leases.is_waiting(name):
+                return place.look_at
+        return None
 
     def promise(self, service: str, leaving: Mapping[str, int], now: float) -> None:
         """These generations leave for it."""
-        self._look_at.setdefault(service, now)
+        self._places.setdefault(service, _Place(now))
         self._promised = service
         self._leaving = dict(leaving)
 
     def drop(self, service: str) -> None:
         """It has room, or does not want any."""
-        self._look_at.pop(service, None)
+        self._places.pop(service, None)
 
     def look_again(self, now: float) -> None:
         """Somebody left: there may be room for any of them."""
-        self._look_at = dict.fromkeys(self._look_at, now)
+        for place in self._places.values():
+            place.look_at = now
 
     def is_being_made(self, leases: Leases) -> bool:
         """Whether somebody who leaves is still there."""
@@ -70,14 +91,14 @@ class Queue:
         if self._promised in waiting:
             return waiting[self._promised]
         self._promised = ""
-        queue = (name for name, at in self._look_at.items() if name in waiting and at <= now)
-        rest = (name for name in waiting if name not in self._look_at)
-        first = next(queue, None) or next(rest, None)
-        return None if first is None else waiting[first]
+        for name, place in self._places.items():
+            if name in waiting and place.look_at <= now:
+                return waiting[name]
+        return next((waiting[name] for name in waiting if name not in self._places), None)
 
     def why(self, service: str) -> str:
         """What one that waits is waiting for, in words; empty where it is nobody's leaving."""
-        if service not in self._look_at:
+        if service not in self._places:
             return ""
         if service == self._promised:
             leaving = ", ".join(self._leaving)

@@ -43,10 +43,14 @@ class Evict:
 
 @dataclass(frozen=True)
 class Wait:
-    """There will be room, but one of these has to leave that may not yet: look again then."""
+    """There will be room, but one of these has to leave that may not yet: look again then.
+
+    `is_sure`: they may by then, or are gone. Else they answer requests, for nobody knows how long.
+    """
 
     until: float
     services: tuple[str, ...]
+    is_sure: bool = True
 
 
 Decision = Evict | Wait
@@ -66,7 +70,8 @@ def make_room(
         return Wait(now + LOOK_AGAIN_S, _names(leaving))
     may_leave = [each for each in staying if not each.is_busy or each.priority <= priority]
     if not fits(coming_bytes + _bytes(may_leave)):
-        return Wait(now + LOOK_AGAIN_S, _names(each for each in staying if each not in may_leave))
+        busy = [each for each in staying if each not in may_leave]
+        return Wait(now + LOOK_AGAIN_S, _names(busy), is_sure=False)
     chosen = _fewest(may_leave, coming_bytes, fits)
     until = max(_dwells_until(each, min_dwell_s, now) for each in chosen)
     return Evict(_names(chosen)) if until <= now else Wait(until, _names(chosen))

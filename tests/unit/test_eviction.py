@@ -42,7 +42,7 @@ def test_one_at_rest_leaves_even_for_a_lower_priority() -> None:
 def test_one_that_answers_leaves_for_its_own_priority_and_higher_ones_only() -> None:
     busy = replace(CHAT, is_busy=True)
 
-    assert asked(1000, busy, priority=9) == Wait(NOW + LOOK_AGAIN_S, ("chat",))
+    assert asked(1000, busy, priority=9) == Wait(NOW + LOOK_AGAIN_S, ("chat",), is_sure=False)
     assert asked(1000, busy, priority=10) == Evict(("chat",))
 
 
