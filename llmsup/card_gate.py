@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from llmsup.core import leases
 from llmsup.core.device import Absence, Device, NoDevice, Reading
-from llmsup.core.eviction import Wait
+from llmsup.core.eviction import Decision, Wait
 from llmsup.core.grant import Grant
 from llmsup.core.leases import Lease, Leases, Rank, Standing
 from llmsup.core.plan import Placement
@@ -336,7 +336,12 @@ class CardGate:
                 return False
             return True
 
-        decision = await self._room.decide(name, fits)
+        decision: Decision | None = None
+        if self._room.may_leave(name) and await asyncio.to_thread(fits, 0):
+            # It was kept for one that would leave itself: who is there comes first.
+            decision = Wait(self._now(), ())
+        else:
+            decision = await self._room.decide(name, fits)
         now = self._leases.of(name)
         is_its = now is not None and now.generation == lease.generation
         if decision is None or now is None or not is_its or now.standing is not Standing.LOADING:

@@ -70,6 +70,8 @@ class Queue:
     def drop(self, service: str) -> None:
         """It has room, or does not want any."""
         self._places.pop(service, None)
+        if service == self._promised:
+            self._promised = ""
 
     def look_again(self, now: float) -> None:
         """Somebody left: there may be room for any of them."""

@@ -1,6 +1,8 @@
 """Services on demand make room for each other on a card that does not exist."""
 
 import json
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -14,6 +16,7 @@ from tests.cards import StubCards
 from tests.home import Home, wait_until
 from tests.process.test_card_plan import profile, set_free
 from tests.process.test_swaps import DWELL_S, answered_by, ask, client, message, own, tenures_s
+from tests.process.test_switch import kill_daemon
 
 FITS_ONE_MIB = 2500
 LARGE = {"gpu_layers": "all", "env": {"TAKES_MIB": "1500"}}
@@ -144,3 +147,50 @@ def test_who_stops_waiting_takes_nobodys_place(home: Home, cards: StubCards) -> 
         assert answered_by(ask(api, "chat")) == own("chat")
     assert states(home, "chat", "code") == ["ready", "stopped"]
     assert json.dumps(unloaded(home)) == "[]"
+
+
+# --- faults in the middle
+
+
+def test_a_daemon_killed_while_one_leaves_is_followed_by_one_that_goes_on(
+    home: Home, cards: StubCards
+) -> None:
+    stack(home, chat=ON_DEMAND, code=ON_DEMAND)
+    with client(home) as api, ThreadPoolExecutor(2) as pool:
+        long = pool.submit(ask, api, "chat", delay_ms=5000)
+        home.wait_state("chat", "ready")
+        waiting = pool.submit(ask, api, "code")
+        home.wait_state("chat", "draining")
+        kill_daemon(home)
+        assert waiting.result().status_code == 503
+        home.start()
+        assert home.service("chat")["why"].startswith("unloaded to make room")
+        assert answered_by(long.result()) == own("chat")
+        assert answered_by(ask(api, "code")) == own("code")
+        assert states(home, "chat", "code") == ["stopped", "ready"]
+        assert answered_by(ask(api, "chat")) == own("chat")
+
+
+def test_one_that_is_killed_while_it_leaves_has_left(home: Home, cards: StubCards) -> None:
+    stack(home, chat=ON_DEMAND, code=ON_DEMAND)
+    with client(home) as api, ThreadPoolExecutor(2) as pool:
+        assert answered_by(ask(api, "chat")) == own("chat")
+        long = pool.submit(ask, api, "chat", delay_ms=15_000)
+        waiting = pool.submit(ask, api, "code")
+        os.kill(home.wait_state("chat", "draining")["pid"], signal.SIGKILL)
+        assert answered_by(waiting.result()) == own("code")
+        assert answered_by(long.result()) == own("chat"), "repeated, once it was loaded again"
+
+
+def test_one_that_dies_for_whom_another_left_leaves_the_card_to_it(
+    home: Home, cards: StubCards
+) -> None:
+    stack(home, chat=ON_DEMAND, code={**ON_DEMAND, "env": {"TAKES_MIB": "1500", "LOADS_S": "1"}})
+    with client(home) as api, ThreadPoolExecutor(2) as pool:
+        assert answered_by(ask(api, "chat")) == own("chat")
+        waiting = pool.submit(ask, api, "code")
+        wait_until(lambda: home.service("code")["pid"] is not None, "code loads")
+        again = pool.submit(ask, api, "chat")
+        os.kill(home.service("code")["pid"], signal.SIGKILL)
+        assert answered_by(waiting.result()) == own("code")
+        assert answered_by(again.result()) == own("chat")

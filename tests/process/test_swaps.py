@@ -111,6 +111,22 @@ def test_a_request_for_the_other_model_has_it_swapped_in(home: Home, cards: Stub
     assert swaps(home) == ["code", "chat"]
 
 
+def test_many_requests_at_once_are_one_swap_and_as_many_answers(
+    home: Home, cards: StubCards
+) -> None:
+    stack(home, {}, ON_DEMAND)
+    limits = httpx.Limits(max_connections=None)
+    base = f"http://127.0.0.1:{home.gateway_port}"
+    with (
+        httpx.Client(base_url=base, timeout=60, limits=limits) as api,
+        ThreadPoolExecutor(50) as pool,
+    ):
+        answers = [it.result() for it in [pool.submit(ask, api, "code") for _ in range(50)]]
+    assert {answered_by(each) for each in answers} == {own("code")}
+    assert swaps(home) == ["code"]
+    assert home.service("code")["generation"] == 1
+
+
 def test_without_a_model_on_demand_no_request_swaps(home: Home, cards: StubCards) -> None:
     stack(home, {}, {})
     with client(home) as api:

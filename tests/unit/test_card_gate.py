@@ -100,6 +100,7 @@ class Stack:
         self.retried: list[str] = []
         self.leaving: tuple[str, ...] = ()
         self.renewed: list[str] = []
+        self.on_demand: set[str] = set()
         self.decision: Decision | None = None
         self.evicted: list[tuple[str, tuple[str, ...]]] = []
         self.fitted: list[bool] = []
@@ -120,7 +121,7 @@ class Stack:
     # --- the room that others make
 
     def may_leave(self, service: str) -> bool:
-        return True
+        return service in self.on_demand
 
     async def decide(self, service: str, fits: Fits) -> Decision | None:
         self.fitted = [fits(more * MIB) for more in (0, 6000)]
@@ -706,6 +707,7 @@ def test_what_was_placed_without_a_card_is_renewed_once_when_there_is_one() -> N
 
 async def large_beside(stack: Stack, name: str) -> "asyncio.Future[Grant]":
     """`name` asks for more than is free since chat has loaded."""
+    stack.on_demand = set(stack.services)
     stack.sizer.fixed |= {"chat": 60, "code": 70, "rag": 80}
     await stack.load("chat")
     return stack.start(name)
@@ -778,3 +780,16 @@ def test_one_that_is_stopped_while_others_leave_for_it_leaves_the_room_to_the_ne
         assert (await placed(rag)).options.gpu_layers == 80
 
     run(test, chat=10, code=0, rag=5)
+
+
+def test_nothing_is_kept_for_one_that_would_leave_again() -> None:
+    """chat is wanted, has the higher rank, and has not asked yet."""
+
+    async def test(stack: Stack) -> None:
+        stack.on_demand = {"chat", "code"}
+        stack.sizer.fixed |= {"chat": 60, "code": 70}
+        stack.change("chat", want=Want.UP, state=State.BACKOFF)
+        code = stack.start("code")
+        assert (await placed(code)).options.gpu_layers == 70
+
+    run(test)
