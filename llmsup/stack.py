@@ -219,6 +219,7 @@ class Stack:
             see_off=self._see_off,
             withheld=self._publication.withheld,
             publish=self._publish,
+            save=self._remembering.now,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._switch: asyncio.Task[None] | None = None

@@ -72,7 +72,8 @@ class Switching:
     `take` makes another profile the one that is in force. `rebuild` is the unit of a service as a
     profile has it; a port of None is the one it has. `enter` makes an understudy, and `see_off`
     ends the generation of a service whose place was taken. `withheld` are the generations that get
-    no requests; `publish` has the lists follow it.
+    no requests; `publish` has the lists follow it. `save` has the next daemon know
+    what is wanted and where it listens.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Switching:
         see_off: Callable[[str, int], None],
         withheld: dict[str, range],
         publish: Callable[[], None],
+        save: Callable[[], None],
     ) -> None:
         self._supervisor = supervisor
         self._gate = gate
@@ -101,6 +103,7 @@ class Switching:
         self._see_off = see_off
         self._withheld = withheld
         self._publish = publish
+        self._save = save
         self._clock = asyncio.get_running_loop().time
         self._woken = asyncio.Event()
         self.current: Switch | None = None
@@ -213,6 +216,7 @@ class Switching:
                 return Event.FOUND_SERVING
         try:
             await asyncio.to_thread(gguf.require_loadable, change.model)
+            await self._room.wait_calm()
             switch.holds_card = True
             switch.beside = await self._room.look(change)
             # One more than the next, which what runs may need if it dies.
@@ -316,9 +320,10 @@ class Switching:
         """From here on the target has the requests, and what ran before finishes its own."""
         change, understudy, beside = switch.change, switch.understudy, switch.beside
         if understudy is None or beside is None:
-            self._remember(change.choice)
             self._let_in(switch)
             self._supervisor.stop(change.leaving)
+            self._save()  # a daemon that is killed now is not followed by one that has both up
+            self._remember(change.choice)
             return
         keeper = self._supervisor.keepers[change.target]
         before, took_bytes = keeper.service.generation, beside.took_bytes(await self._gate.read())
@@ -330,6 +335,7 @@ class Switching:
         keeper.succeed(successor)
         switch.understudy = None
         self._gate.succeed(change.target, successor.generation, beside.grant, took_bytes)
+        self._save()
         self._see_off(change.target, before)
 
     async def _drop(self, switch: Switch) -> None:
