@@ -7,6 +7,7 @@ that leaves a profile in which what ran before is what is wanted.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -59,6 +60,7 @@ class Switch:
     phase: Phase = Phase.CHECKING
     beside: Beside | None = None  # how the target fits beside what runs
     holds_card: bool = False  # nobody else may be placed meanwhile
+    took_bytes: int | None = None  # of the card, beside what runs
     understudy: Understudy | None = None
     first_generation: int = 0  # that is the target
     spawned_at: float | None = None
@@ -294,7 +296,7 @@ class Switching:
                 self._remember(switch.change.choice)
                 self._let_in(switch)
             case Action.TAKE_OVER:
-                await self._take_over(switch)
+                self._take_over(switch)
             case Action.DROP:
                 await self._drop(switch)
             case Action.RESTORE:
@@ -316,8 +318,11 @@ class Switching:
             self._put_in_force(change.target, change.new)
             self._supervisor.start([change.target])
 
-    async def _take_over(self, switch: Switch) -> None:
-        """From here on the target has the requests, and what ran before finishes its own."""
+    def _take_over(self, switch: Switch) -> None:
+        """From here on the target has the requests, and what ran before finishes its own.
+
+        No await: what was found out of both when this was decided is still so.
+        """
         change, understudy, beside = switch.change, switch.understudy, switch.beside
         if understudy is None or beside is None:
             self._let_in(switch)
@@ -326,17 +331,19 @@ class Switching:
             self._remember(change.choice)
             return
         keeper = self._supervisor.keepers[change.target]
-        before, took_bytes = keeper.service.generation, beside.took_bytes(await self._gate.read())
+        generation = keeper.service.generation
         successor = understudy.yield_place()
         if successor is None:
             raise LaunchError("it ended at the last moment")
         self._put_in_force(change.target, change.new, understudy.unit)
         self._remember(change.choice)
-        keeper.succeed(successor)
+        before = keeper.succeed(successor)
+        if before is not None:
+            before.watch(lambda _: None)  # it is a child of ours, and reaped by that
         switch.understudy = None
-        self._gate.succeed(change.target, successor.generation, beside.grant, took_bytes)
+        self._gate.succeed(change.target, successor.generation, beside.grant, switch.took_bytes)
         self._save()
-        self._see_off(change.target, before)
+        self._see_off(change.target, generation)
 
     async def _drop(self, switch: Switch) -> None:
         """What ran before has never stopped: only the target ends."""
@@ -356,6 +363,7 @@ class Switching:
         switch.spawned_at = switch.proof = None
         target = self._supervisor.keepers[change.target]
         switch.first_generation = target.service.generation + 1
+        self._begin_anew(switch)
         self._withheld[change.target] = range(switch.first_generation, FOREVER)
         self._put_in_force(change.target, change.new)
         await self._supervisor.stop_in_order(change.leaving)
@@ -363,6 +371,10 @@ class Switching:
             self._supervisor.restart(change.target)
         else:
             self._supervisor.start([change.target])
+
+    def _begin_anew(self, switch: Switch) -> None:
+        with suppress(OSError):  # it was written a moment ago: then only that first number counts
+            self._chosen.begin(switch.change.target, switch.first_generation)
 
     async def _restore(self, switch: Switch) -> None:
         change, target = switch.change, switch.change.target
@@ -400,7 +412,10 @@ class Switching:
         served = await served_model(port)
         if served and Path(served) != switch.change.model:
             return f"it serves {served}"
-        return await token_fault(port)
+        fault = await token_fault(port)
+        if not fault and switch.understudy is not None and switch.beside is not None:
+            switch.took_bytes = switch.beside.took_bytes(await self._gate.read())
+        return fault
 
     # --- the end
 
