@@ -149,6 +149,14 @@ class Switching:
         current = self.current
         return (f"the switch of {current.change.target}",) if current and current.holds_card else ()
 
+    def why(self, service: str) -> str:
+        """What a service that goes on serving is to know of a switch."""
+        current = self.current
+        is_beside = current is not None and current.phase in BESIDE
+        if current is None or not is_beside or service not in current.change.generations:
+            return ""
+        return f"{current.story.model} is loaded beside it, to take its place"
+
     def note_change(self) -> None:
         """A service is another one now."""
         self._woken.set()
@@ -311,7 +319,7 @@ class Switching:
             keepers = self._supervisor.keepers.values()
             taken = {port for each in keepers for port in (each.port, each.unit.port) if port}
             unit = self._rebuild(change.target, change.new, ports.free_port(taken))
-            switch.understudy = self._enter(unit, first, switch.beside.grant)
+            switch.understudy = self._enter(unit, first, switch.beside)
             switch.understudy.start()
         else:
             self._withheld[change.target] = range(first, FOREVER)

@@ -608,6 +608,7 @@ def test_what_dies_while_another_loads_beside_it_is_started_again(
     stack_with_room(home, env={"LOADS_S": "1"})
     asking = begin_beside(home, another(home, "b"))
     before = home.service("chat")
+    assert before["why"] == "b.gguf is loaded beside it, to take its place"
     os.kill(before["pid"], signal.SIGKILL)
     out, said = asking.communicate(timeout=60)
     assert asking.returncode == 0, said
