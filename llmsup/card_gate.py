@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from llmsup.card_queue import CardQueue, Evicting
 from llmsup.core import leases
 from llmsup.core.device import Absence, Device, NoDevice, Reading
 from llmsup.core.eviction import Decision, Wait
@@ -21,7 +22,6 @@ from llmsup.core.plan import Placement
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.errors import LaunchError, LlmsupError, NoRoomError
 from llmsup.placing import Placed, Placing
-from llmsup.room import Queue, Room
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class CardGate:
     """The card of one stack.
 
     `read` reads it; `users` are the services that may use it, with their ranks; `services` has
-    all of them as they are. `room` has services leave for others. `leaving` names those of an
+    all of them as they are. `eviction` has services leave for others. `leaving` names those of an
     earlier daemon that are being ended, and may be on the card. `is_loading`: whether a service
     that is ready still fills the card.
     `short_bytes` tells how much was missing, from the output of a process that ran out of memory.
@@ -68,7 +68,7 @@ class CardGate:
         users: Mapping[str, Rank],
         services: Callable[[], Mapping[str, Service]],
         *,
-        room: Room | None = None,
+        eviction: Evicting | None = None,
         leaving: Callable[[], Sequence[str]] = lambda: (),
         is_loading: Callable[[str], Awaitable[bool]] = _never,
         short_bytes: Callable[[Sequence[str], Lease], int | None] = lambda *_: None,
@@ -82,7 +82,7 @@ class CardGate:
         self._placing = placing
         self._users = users
         self._services = services
-        self._room = room
+        self._eviction = eviction
         self._leaving = leaving
         self._is_loading = is_loading
         self._short_bytes = short_bytes
@@ -97,7 +97,7 @@ class CardGate:
         self._ended: dict[str, Lease] = {}
         self._bounds: dict[str, int] = {}  # of the next plan, and only of that
         self._refused: dict[str, int] = {}  # what was free at that time
-        self._queue = Queue()
+        self._queue = CardQueue()
         self._no_card = ""
         self._cardless: dict[str, int] = {}  # generations that were placed without a card
         self._device: Device | None = None  # as it was read last, however long ago
@@ -179,6 +179,16 @@ class CardGate:
             self._last_placed[service] = Placed(placement, generation)
             if not grant.device:
                 self._cardless[service] = generation
+
+    def succeed(
+        self, service: str, generation: int, grant: Grant, measured_bytes: int | None
+    ) -> None:
+        """A process that was placed and loaded beside the one of a service took its place."""
+        self.adopt(service, generation, grant, measured_bytes)
+        self._change(self._leases.loaded(service))
+        lease = self._leases.of(service)
+        if lease is not None and measured_bytes:
+            self._on_measured(lease)
 
     def forget(self, service: str) -> None:
         """What is known of its loads was of another model."""
@@ -310,7 +320,7 @@ class CardGate:
         if placement is not None:
             self._change(self._leases.placed(name, placement))
         # Before anybody is told, who might break: a turn without an answer would never end.
-        asker.answer.set_result(Grant(placement, _device_of(reading), self._placing.shrunk(name)))
+        asker.answer.set_result(Grant(placement, device_of(reading), self._placing.shrunk(name)))
         if isinstance(reading, NoDevice):
             self._cardless[name] = lease.generation
         self._say_no_card(reading.reason if isinstance(reading, NoDevice) else "")
@@ -323,7 +333,7 @@ class CardGate:
         """Whether there will be room for one that found none, since others leave for it."""
         name = lease.service
         is_room = isinstance(error, NoRoomError) and not error.permanent
-        if not is_room or self._room is None or isinstance(reading, NoDevice):
+        if not is_room or self._eviction is None or isinstance(reading, NoDevice):
             return False
         lasting, bound_bytes = self._lasting(others), self._bounds.get(name)
 
@@ -337,11 +347,11 @@ class CardGate:
             return True
 
         decision: Decision | None = None
-        if self._room.may_leave(name) and await asyncio.to_thread(fits, 0):
+        if self._eviction.may_leave(name) and await asyncio.to_thread(fits, 0):
             # It was kept for one that would leave itself: who is there comes first.
             decision = Wait(self._now(), ())
         else:
-            decision = await self._room.decide(name, fits)
+            decision = await self._eviction.decide(name, fits)
         now = self._leases.of(name)
         is_its = now is not None and now.generation == lease.generation
         if decision is None or now is None or not is_its or now.standing is not Standing.LOADING:
@@ -356,12 +366,13 @@ class CardGate:
             table = self._leases.table
             leaving = {each: table[each].generation for each in decision.services if each in table}
             self._queue.promise(name, leaving, self._now())
-            self._room.evict(decision.services, name)
+            self._eviction.evict(decision.services, name)
         return True
 
     def _lasting(self, services: Sequence[str]) -> list[str]:
         """Those of them that would not leave for others."""
-        return [each for each in services if self._room is None or not self._room.may_leave(each)]
+        eviction = self._eviction
+        return [each for each in services if eviction is None or not eviction.may_leave(each)]
 
     def _is_to_come(self, service: str) -> bool:
         """Whether it is wanted, and will ask for its part of the card."""
@@ -489,7 +500,7 @@ class CardGate:
         return asyncio.get_running_loop().time()
 
 
-def _device_of(reading: Reading) -> str | None:
+def device_of(reading: Reading) -> str | None:
     """The card to use, none where the profile's is not there: not any other one instead."""
     if isinstance(reading, Device):
         return reading.uuid

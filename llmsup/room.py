@@ -1,108 +1,118 @@
-"""Who waits for room on the card, who leaves for whom, and whose turn is next because of it."""
+"""Whether a switch has room: once what runs has given way, and already beside it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from llmsup.core.eviction import Decision, Fits
-from llmsup.core.leases import Lease, Leases
+from llmsup.card_gate import CardGate, device_of
+from llmsup.choosing import Change
+from llmsup.config.schema import Profile
+from llmsup.core import offload
+from llmsup.core.device import Device, Reading
+from llmsup.core.grant import Grant
+from llmsup.core.leases import LEAST_SHARE
+from llmsup.core.service import Service, State
+from llmsup.errors import NoRoomError
+from llmsup.host import procfs
+from llmsup.placing import Placing, Sizer
 
-
-class Room(Protocol):
-    """Has services leave the card for others; see `Eviction`."""
-
-    def may_leave(self, service: str) -> bool:
-        """Whether it would leave for others, so that nothing is kept for it."""
-        ...
-
-    async def decide(self, service: str, fits: Fits) -> Decision | None:
-        """Who leaves for a service; None: nobody, it would be in vain. `fits` may take a while."""
-        ...
-
-    def evict(self, services: Sequence[str], service: str) -> None:
-        """Have these leave for another one."""
-        ...
-
-
-@dataclass
-class _Place:
-    """A place in the queue: from when on it is tried again, and whether others wait behind it."""
-
-    look_at: float
-    is_sure: bool = True
+CALM_TIMEOUT_S = 60.0
+LOOK_PERIOD_S = 0.05
+HOST_RESERVE_BYTES = 512 * 2**20
+HOST_RESERVE_SHARE = 0.05
+"""So much memory of the machine stays free beside two models, whichever is more."""
 
 
-class Queue:
-    """Services that found no room, in the order in which they came.
+@dataclass(frozen=True)
+class Beside:
+    """What a target gets beside what runs, with so much free on the card (None: no card)."""
 
-    What others left is promised to the one for whom they did: nobody else has a turn before. And
-    nobody has others leave while one waits that came earlier and knows when its turn is: else one
-    that needs the whole card would wait for ever for others who come and go on it.
+    grant: Grant
+    free_bytes: int | None
+
+    def took_bytes(self, reading: Reading) -> int | None:
+        """What its load took, now that it is done; None where that cannot be told."""
+        placement = self.grant.placement
+        if placement is None or self.free_bytes is None or not isinstance(reading, Device):
+            return None
+        took_bytes = self.free_bytes - reading.free_bytes
+        least_bytes = LEAST_SHARE * placement.price.device_bytes
+        return took_bytes if took_bytes > max(0, least_bytes) else None
+
+
+class Room:
+    """The room on the card and in the machine.
+
+    `sizing_of` knows what the services of another profile ask of the card.
     """
 
-    def __init__(self) -> None:
-        self._places: dict[str, _Place] = {}
-        self._leaving: dict[str, int] = {}  # generations that leave the card
-        self._promised = ""
+    def __init__(
+        self,
+        gate: CardGate,
+        services: Callable[[], Mapping[str, Service]],
+        sizing_of: Callable[[Profile], Sizer],
+    ) -> None:
+        self._gate = gate
+        self._services = services
+        self._sizing_of = sizing_of
 
-    def __contains__(self, service: str) -> bool:
-        return service in self._places
+    async def wait_calm(self) -> None:
+        """Until nothing comes or goes on the card, or that takes too long.
 
-    def put_off(self, service: str, until: float, *, is_sure: bool) -> None:
-        """It is not tried again before `until`; its place in the queue stays what it was."""
-        self._places[service] = _Place(until, is_sure)
+        No time is lost by it: whatever has to load next would wait for that, too.
+        """
+        deadline = time.monotonic() + CALM_TIMEOUT_S
+        while not self._is_calm and time.monotonic() < deadline:
+            await asyncio.sleep(LOOK_PERIOD_S)
+            await self._gate.read()
 
-    def behind_until(self, service: str, leases: Leases) -> float | None:
-        """Until when one waits that came earlier and is sure of its turn; None: nobody does."""
-        for name, place in self._places.items():
-            if name == service:
-                return None
-            if place.is_sure and leases.is_waiting(name):
-                return place.look_at
-        return None
+    @property
+    def _is_calm(self) -> bool:
+        leases = self._gate.leases
+        return not leases.is_taken and not leases.waiting and leases.returning is None
 
-    def promise(self, service: str, leaving: Mapping[str, int], now: float) -> None:
-        """These generations leave for it."""
-        self._places.setdefault(service, _Place(now))
-        self._promised = service
-        self._leaving = dict(leaving)
+    async def look(self, change: Change) -> Beside | None:
+        """What the target may have beside what runs; None where that has to give way first.
 
-    def drop(self, service: str) -> None:
-        """It has room, or does not want any."""
-        self._places.pop(service, None)
-        if service == self._promised:
-            self._promised = ""
+        It has to where the target would get less beside it. Raises NoRoomError where the target
+        has no room even with it gone.
+        """
+        reading = await self._gate.read()
+        placing = Placing(self._sizing_of(change.new.profile), offload.plan)
+        freed = self._freed(change, reading)
+        alone = await asyncio.to_thread(placing.place, change.target, (), freed)
+        if alone is None or not self._is_calm or not self._may_stay(change):
+            return None
+        try:
+            beside = await asyncio.to_thread(placing.place, change.target, (), reading)
+        except NoRoomError:
+            return None
+        if beside is None or beside.options != alone.options:
+            return None
+        if not _has_host_memory(beside.price.estimate.host.total_bytes):
+            return None
+        free_bytes = reading.free_bytes if isinstance(reading, Device) else None
+        return Beside(Grant(beside, device_of(reading)), free_bytes)
 
-    def look_again(self, now: float) -> None:
-        """Somebody left: there may be room for any of them."""
-        for place in self._places.values():
-            place.look_at = now
+    def _may_stay(self, change: Change) -> bool:
+        """Whether anything serves that could go on doing so, while the target has a port too."""
+        services, profile = self._services(), change.new.profile
+        serve = any(services[name].state is State.READY for name in change.generations)
+        is_moved = change.target in change.generations
+        needs_its_port = is_moved and getattr(profile.service[change.target], "port", None)
+        return profile.switch == "auto" and serve and not needs_its_port
 
-    def is_being_made(self, leases: Leases) -> bool:
-        """Whether somebody who leaves is still there."""
-        self._leaving = {
-            name: generation
-            for name, generation in self._leaving.items()
-            if (lease := leases.of(name)) is not None and lease.generation == generation
-        }
-        return bool(self._leaving)
+    def _freed(self, change: Change, reading: Reading) -> Reading:
+        """The card as it is once what runs has given way."""
+        if not isinstance(reading, Device):
+            return reading
+        leases = filter(None, map(self._gate.lease, change.generations))
+        free_bytes = reading.free_bytes + sum(each.bytes for each in leases)
+        return replace(reading, free_bytes=min(reading.total_bytes, free_bytes))
 
-    def next_up(self, leases: Leases, now: float) -> Lease | None:
-        """Who may be placed next: the one for whom others left; one of the queue; then by rank."""
-        waiting = {lease.service: lease for lease in leases.waiting}
-        if self._promised in waiting:
-            return waiting[self._promised]
-        self._promised = ""
-        for name, place in self._places.items():
-            if name in waiting and place.look_at <= now:
-                return waiting[name]
-        return next((waiting[name] for name in waiting if name not in self._places), None)
 
-    def why(self, service: str) -> str:
-        """What one that waits is waiting for, in words; empty where it is nobody's leaving."""
-        if service not in self._places:
-            return ""
-        if service == self._promised:
-            leaving = ", ".join(self._leaving)
-            return f"waits for {leaving} to make room" if leaving else ""
-        return "waits for room: who could leave the card may not yet"
+def _has_host_memory(needed_bytes: int) -> bool:
+    total_bytes, available_bytes = procfs.machine_memory()
+    reserve_bytes = max(HOST_RESERVE_BYTES, int(HOST_RESERVE_SHARE * total_bytes))
+    return available_bytes >= needed_bytes + reserve_bytes

@@ -63,11 +63,15 @@ class Swaps:
 
     @property
     def turns(self) -> dict[str, str]:
-        """The services that a request swaps in, and why none is just now; empty where it is."""
-        return {
-            name: self._setbacks[name].why if name in self._held_off else ""
-            for name in swappable(self._profile)
-        }
+        """The services that take turns, and why a request swaps none in just now; empty: it does.
+
+        The active one is among them while it is wanted; it has its turn.
+        """
+        names = swappable(self._profile)
+        present = self._services().get(active(self._profile))
+        if names and present is not None and present.want is Want.UP:
+            names |= {present.name}
+        return {name: self._setbacks[name].why if name in self._held_off else "" for name in names}
 
     def wake(self) -> None:
         """Somebody waits, or a service is another one now."""

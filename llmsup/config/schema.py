@@ -279,9 +279,11 @@ class Profile(Table, frozen=True):
     """A whole profile. `mode = "single"`: of the unpinned models only `active` is up.
 
     `min_dwell_s`: how long a model serves before a request for another one may have it leave.
+    `switch = "break-first"`: what runs gives way before another model is started in its place.
     """
 
     mode: Literal["dual", "single"] = "dual"
+    switch: Literal["auto", "break-first"] = "auto"
     active: str | None = None
     min_dwell_s: Dwell = field(default=10.0, name="min_dwell")
     env_file: Text | None = None

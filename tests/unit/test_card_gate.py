@@ -109,7 +109,7 @@ class Stack:
             Placing(self.sizer, plan),
             {name: rank(name, priority) for name, priority in priorities.items()},
             lambda: self.services,
-            room=self,
+            eviction=self,
             leaving=lambda: self.leaving,
             renew=self.renewed.extend,
             on_placed=self.placed.append,

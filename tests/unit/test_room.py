@@ -1,201 +1,131 @@
-"""Services of one card that a request loads: nobody starves, nobody thrashes, whatever comes."""
+"""Whether a target fits beside what runs, with a card and a machine that are plain values."""
 
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import pytest
 
-from llmsup.core.eviction import Evict, Tenant, Wait, make_room
-from llmsup.core.leases import Lease, Leases, Standing, rank
-from llmsup.room import Queue
+from llmsup.card_gate import CardGate
+from llmsup.choosing import Change
+from llmsup.config.choice import Choice
+from llmsup.config.load import Loaded
+from llmsup.config.schema import LlamaServer, Profile
+from llmsup.core.device import Device
+from llmsup.core.service import Service, State
+from llmsup.errors import NoRoomError
+from llmsup.host import procfs
+from llmsup.room import Beside, Room
+from tests.unit.test_card_gate import LAYER_MIB, LAYERS, MIB, NO_DRIVER, Stack
 
-CARD = 10
-DWELL_S = 10.0
-LOAD_S = 3.0
-DRAIN_S = 1.0
-
-
-@dataclass
-class Card:
-    """Services with sizes and priorities; who is on it answers all of its requests at once."""
-
-    sizes: dict[str, int]
-    priorities: dict[str, int]
-    now: float = 0.0
-    asked: dict[str, float] = field(default_factory=dict)
-    up: dict[str, float] = field(default_factory=dict)
-    used: dict[str, float] = field(default_factory=dict)
-    loading: tuple[str, float] | None = None
-    leaving: dict[str, float] = field(default_factory=dict)
-    generations: dict[str, int] = field(default_factory=dict)
-    queue: Queue = field(default_factory=Queue)
-    waits_s: list[float] = field(default_factory=list)
-    tenures_s: list[float] = field(default_factory=list)
-
-    def leases(self) -> Leases:
-        table = {}
-        for name in self.sizes:
-            if name in self.up or name in self.leaving:
-                standing = Standing.HELD
-            elif self.loading is not None and self.loading[0] == name:
-                standing = Standing.LOADING
-            elif name in self.asked:
-                standing = Standing.WAITING
-            else:
-                continue
-            generation = self.generations.get(name, 1)
-            table[name] = Lease(name, generation, rank(name, self.priorities[name]), standing)
-        return Leases(table)
-
-    @property
-    def free(self) -> int:
-        taken = [*self.up, *self.leaving, *([self.loading[0]] if self.loading else [])]
-        return CARD - sum(self.sizes[name] for name in taken)
-
-    def step(self) -> None:
-        """Everything that is due now."""
-        for name, at in list(self.leaving.items()):
-            if at <= self.now:
-                del self.leaving[name]
-                self.generations[name] = self.generations.get(name, 1) + 1
-                self.queue.look_again(self.now)
-        if self.loading is not None and self.loading[1] <= self.now:
-            self.up[self.loading[0]] = self.now
-            self.loading = None
-        for name in [name for name in self.asked if name in self.up]:
-            self.waits_s.append(self.now - self.asked.pop(name))
-            self.used[name] = self.now
-        while self.loading is None and not self.queue.is_being_made(self.leases()):
-            due = self.queue.next_up(self.leases(), self.now)
-            if due is None:
-                return
-            self.place(due.service)
-            assert self.free >= 0
-
-    def place(self, name: str) -> None:
-        needed, free = self.sizes[name], self.free
-        if needed <= free:
-            self.queue.drop(name)
-            self.loading = (name, self.now + LOAD_S)
-            return
-        tenants = [
-            Tenant(
-                each,
-                self.priorities[each],
-                self.sizes[each],
-                since=self.up.get(each),
-                used_at=self.used.get(each, 0.0),
-                is_leaving=each in self.leaving,
-            )
-            for each in (*self.up, *self.leaving)
-        ]
-        decision = make_room(
-            self.priorities[name], tenants, lambda more: needed <= free + more, DWELL_S, self.now
-        )
-        behind_until = self.queue.behind_until(name, self.leases())
-        match decision:
-            case Wait(until, _, is_sure):
-                self.queue.put_off(name, until, is_sure=is_sure)
-            case Evict(_) if behind_until is not None:
-                self.queue.put_off(name, behind_until, is_sure=True)
-            case Evict(names):
-                leaving = {each: self.generations.get(each, 1) for each in names}
-                self.queue.promise(name, leaving, self.now)
-                for each in names:
-                    self.tenures_s.append(self.now - self.up.pop(each))
-                    self.leaving[each] = self.now + DRAIN_S
-            case None:
-                raise AssertionError("it would fit alone")
+Given = ParamSpec("Given")
+FULL_MIB = LAYERS * LAYER_MIB
 
 
-NAMES = "abcde"
-sizes = st.tuples(*[st.integers(1, CARD)] * len(NAMES))
-priorities = st.tuples(*[st.integers(-1, 1)] * len(NAMES))
-pauses_s = st.tuples(*[st.sampled_from([0.0, 1.0, 7.0, 23.0, 200.0])] * len(NAMES))
-"""How long the client of a service pauses between an answer and its next request."""
-
-UNTIL_S = 250.0
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "machine_memory", lambda: (16384 * MIB, 8192 * MIB))
 
 
-def play(card: Card, pauses: dict[str, float]) -> None:
-    due = dict(pauses)
-    while card.now < UNTIL_S:
-        for name, at in due.items():
-            if at <= card.now and name not in card.asked:
-                card.asked[name] = card.now
-        waiting = set(card.asked)
-        card.step()
-        for name in waiting - set(card.asked):
-            due[name] = card.now + pauses[name]
-        nexts = [
-            *due.values(),
-            *card.leaving.values(),
-            *([card.loading[1]] if card.loading else []),
-        ]
-        card.now = min([at for at in nexts if at > card.now] + [card.now + 0.5])
+def in_a_loop(test: Callable[Given, Coroutine[Any, Any, None]]) -> Callable[Given, None]:
+    @wraps(test)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return run
 
 
-@settings(deadline=None, max_examples=60)
-@given(sizes, priorities, pauses_s)
-def test_nobody_starves_and_nobody_leaves_before_its_time(
-    of_size: tuple[int, ...], of_priority: tuple[int, ...], pauses: tuple[float, ...]
-) -> None:
-    card = Card(dict(zip(NAMES, of_size, strict=True)), dict(zip(NAMES, of_priority, strict=True)))
-    play(card, dict(zip(NAMES, pauses, strict=True)))
-
-    turn_s = DWELL_S + LOAD_S + DRAIN_S + 1.0
-    still_s = [card.now - at for at in card.asked.values()]
-    assert max(card.waits_s + still_s) <= len(NAMES) * turn_s
-    assert all(each >= DWELL_S - 1e-6 for each in card.tenures_s)
+def profile(*, switch: str = "auto", port: int | None = None) -> Profile:
+    chat = LlamaServer(model="/b.gguf", port=port)
+    return Profile(switch=switch, service={"chat": chat})  # type: ignore[arg-type]
 
 
-def waiting(*names: str) -> Leases:
-    return Leases({name: Lease(name, 1, rank(name, 0), Standing.WAITING) for name in names})
+def change(new: Profile, generations: dict[str, int]) -> Change:
+    loaded = Loaded(new, "p", Path("/p.toml"))
+    return Change("chat", Path("/b.gguf"), loaded, loaded, Choice(), (), generations)
 
 
-def first(queue: Queue, leases: Leases, now: float) -> str | None:
-    due = queue.next_up(leases, now)
-    return None if due is None else due.service
+async def stack(free_mib: int, *, is_ready: bool = True) -> Stack:
+    """chat is up and has what is not free."""
+    made = Stack(chat=10)
+    made.change("chat", state=State.READY if is_ready else State.BACKOFF, generation=1)
+    made.take(6000 - free_mib)
+    return made
 
 
-def test_what_others_left_is_for_the_one_for_whom_they_did() -> None:
-    """Though another one came earlier, and could not have had them leave."""
-    queue, leases = Queue(), waiting("a", "b", "c")
-    queue.put_off("c", 5.0, is_sure=False)
-    queue.promise("b", {"big": 1}, now=1.0)
-    queue.look_again(2.0)
-
-    assert first(queue, leases, 2.0) == "b"
-    assert queue.why("b") == "waits for big to make room"
-    queue.drop("b")
-    assert first(queue, waiting("a", "c"), 2.0) == "c", "then those who wait, as they came"
-    assert first(queue, waiting("a"), 2.0) == "a"
+async def look(made: Stack, new: Profile | None = None) -> Beside | None:
+    room = Room(made.gate, lambda: made.services, lambda _: made.sizer)
+    return await room.look(change(new or profile(), {"chat": 1}))
 
 
-def test_the_promise_to_one_that_waits_no_more_is_void() -> None:
-    queue = Queue()
-    queue.promise("b", {}, now=1.0)
-    queue.drop("b")
-
-    assert first(queue, waiting("a"), 1.0) == "a"
-
-
-def test_one_that_knows_when_its_turn_is_lets_nobody_past() -> None:
-    queue, leases = Queue(), waiting("a", "b")
-    queue.put_off("b", 5.0, is_sure=True)
-
-    assert queue.behind_until("a", leases) == 5.0
-    assert queue.behind_until("b", leases) is None
-    queue.put_off("b", 5.0, is_sure=False)
-    assert queue.behind_until("a", leases) is None, "it may take for ever"
+@in_a_loop
+async def test_it_fits_where_it_gets_what_it_would_get_alone() -> None:
+    beside = await look(await stack(FULL_MIB + 10))
+    assert beside is not None
+    assert beside.free_bytes == (FULL_MIB + 10) * MIB
+    assert beside.grant.device == "GPU-1"
+    assert beside.grant.placement is not None
+    assert beside.grant.placement.options.gpu_layers == LAYERS
+    assert await look(await stack(3000), profile(switch="break-first")) is None
+    assert await look(await stack(3000), profile(port=8001)) is None, "two cannot have it"
+    assert await look(await stack(3000, is_ready=False)) is None, "nothing serves"
 
 
-def test_room_is_made_until_the_last_one_has_gone() -> None:
-    queue = Queue()
-    held = {name: Lease(name, 3, rank(name), Standing.HELD) for name in ("a", "b")}
-    queue.promise("c", {"a": 3, "b": 3}, now=0.0)
+@in_a_loop
+async def test_with_less_beside_what_runs_than_with_it_gone_it_does_not_fit() -> None:
+    made = await stack(FULL_MIB - 10)
+    made.reading = NO_DRIVER
+    assert await look(made) is not None
+    made = await stack(FULL_MIB - 10)
+    held(made, 100)
+    assert await look(made) is None
+    made = await stack(FULL_MIB - 10)
+    assert await look(made) is not None, "it gets no more with it gone: that is on the CPU"
 
-    assert queue.is_being_made(Leases(held))
-    assert queue.is_being_made(Leases({"a": held["a"]}))
-    again = Lease("a", 4, rank("a"), Standing.WAITING)
-    assert not queue.is_being_made(Leases({"a": again})), "a later generation is another one"
+
+def held(made: Stack, mib: int) -> None:
+    """chat has so much of the card."""
+    asked = made.gate.recall("chat", "")[0]
+    made.gate.adopt("chat", 1, asked, mib * MIB)
+    made.gate.note_change(made.services["chat"], made.services["chat"])
+
+
+@in_a_loop
+async def test_a_machine_that_is_full_has_no_room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "machine_memory", lambda: (8192 * MIB, 511 * MIB))
+    assert await look(await stack(3000)) is None
+
+
+@in_a_loop
+async def test_what_has_no_room_at_all_is_refused() -> None:
+    made = await stack(300)
+    made.sizer.fixed["chat"] = LAYERS
+    with pytest.raises(NoRoomError):
+        await look(made)
+
+
+@in_a_loop
+async def test_what_a_load_took_is_told_by_the_card_before_and_after() -> None:
+    made = await stack(3000)
+    beside = await look(made)
+    assert beside is not None
+    assert beside.took_bytes(made.reading) is None, "another program freed as much"
+    made.take(1800)
+    assert beside.took_bytes(made.reading) == 1800 * MIB
+    assert beside.took_bytes(NO_DRIVER) is None
+
+
+@in_a_loop
+async def test_it_waits_until_nothing_loads() -> None:
+    made = await stack(3000)
+    room = Room(made.gate, lambda: made.services, lambda _: made.sizer)
+    made.gate.ask("chat", 1)
+    assert await room.look(change(profile(), {"chat": 1})) is None
+    assert isinstance(made.gate, CardGate)
+    assert isinstance(made.reading, Device)
+    made.change("chat", state=State.FAILED)
+    await room.wait_calm()
+    made.services["chat"] = Service("chat", state=State.READY, generation=2)
+    assert await room.look(change(profile(), {"chat": 1})) is not None
