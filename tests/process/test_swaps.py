@@ -19,6 +19,8 @@ from tests.process.test_card_plan import profile, set_free
 from tests.process.test_switch import another, kill_daemon, serves, settled, switch
 
 DWELL_S = 1.5
+DWELL = f'min_dwell = "{DWELL_S}s"\n'
+EITHER_WAY = pytest.mark.parametrize("way", ["break-first", "auto"])
 ROUTES = """
 [route."chat-7b"]
 services = ["chat", "code"]
@@ -37,7 +39,12 @@ def cards(home: Home, tmp_path: Path) -> StubCards:
 
 
 def stack(
-    home: Home, chat: dict[str, Any], code: dict[str, Any], *, model: Path | None = None
+    home: Home,
+    chat: dict[str, Any],
+    code: dict[str, Any],
+    *,
+    model: Path | None = None,
+    switch: str = "break-first",
 ) -> None:
     """chat is the active one; each has a route, in which the other stands in for it.
 
@@ -45,7 +52,7 @@ def stack(
     """
     gateway = f'[gateway]\nlisten = "127.0.0.1:{home.gateway_port}"\n'
     services = {"chat": {"priority": 10, **chat}, "code": code}
-    profile(home, services, f'mode = "single"\nmin_dwell = "{DWELL_S}s"\n{gateway}')
+    profile(home, services, f'mode = "single"\nswitch = "{switch}"\n{DWELL}{gateway}')
     before, section, after = home.profile.read_text().partition("[service.code]")
     if model is not None:
         after = after.replace(str(home.root / "model.gguf"), str(model))
@@ -96,8 +103,11 @@ def message(answer: httpx.Response) -> str:
     return str(answer.json()["error"]["message"])
 
 
-def test_a_request_for_the_other_model_has_it_swapped_in(home: Home, cards: StubCards) -> None:
-    stack(home, {}, ON_DEMAND)
+@EITHER_WAY
+def test_a_request_for_the_other_model_has_it_swapped_in(
+    home: Home, cards: StubCards, way: str
+) -> None:
+    stack(home, {}, ON_DEMAND, switch=way)
     assert home.service("chat")["state"] == "ready"
     assert home.service("code")["why"] == "swapped in by a request"
     with client(home) as api:
@@ -137,19 +147,24 @@ def test_without_a_model_on_demand_no_request_swaps(home: Home, cards: StubCards
     assert swaps(home) == []
 
 
-def test_clients_that_alternate_cost_one_swap_per_dwell_time(home: Home, cards: StubCards) -> None:
-    stack(home, ON_DEMAND, ON_DEMAND)
-    until = time.monotonic() + 12
+@EITHER_WAY
+def test_clients_that_alternate_cost_one_swap_per_dwell_time(
+    home: Home, cards: StubCards, way: str
+) -> None:
+    stack(home, ON_DEMAND, ON_DEMAND, switch=way)
+    is_over = threading.Event()
 
     def keep_asking(model: str) -> list[tuple[int, str | None, str | None]]:
         found = []
         with client(home) as api:
-            while time.monotonic() < until:
+            while not is_over.is_set():
                 found.append(answered_by(ask(api, model)))
         return found
 
     with ThreadPoolExecutor(8) as pool:
         asking = [pool.submit(keep_asking, name) for name in ("chat-7b", "code-7b") * 4]
+        wait_until(lambda: len(swaps(home)) >= 4, "each has had two turns", 90)
+        is_over.set()
         found = [each.result() for each in asking]
 
     for name, answers in zip(("chat", "code") * 4, found, strict=True):
@@ -193,20 +208,27 @@ def test_the_first_request_loads_whichever_is_asked_for(home: Home, cards: StubC
     assert home.service("chat")["generation"] == 0
 
 
+@pytest.mark.parametrize(
+    ("way", "serves_still"),
+    [
+        ("break-first", "chat (model.gguf) serves again"),
+        ("auto", "chat (model.gguf) serves as before"),
+    ],
+)
 def test_a_swap_that_fails_is_told_and_not_tried_again_at_once(
-    home: Home, cards: StubCards
+    home: Home, cards: StubCards, way: str, serves_still: str
 ) -> None:
-    stack(home, {}, ON_DEMAND, model=another(home, "dies"))
+    stack(home, {}, ON_DEMAND, model=another(home, "dies"), switch=way)
     with client(home) as api, ThreadPoolExecutor(4) as pool:
         told = [it.result() for it in [pool.submit(ask, api, "code") for _ in range(4)]]
         for answer in told:
             assert answer.status_code == 503
             assert "code was not switched to dies.gguf: " in message(answer)
-            assert "chat (model.gguf) serves again" in message(answer)
+            assert serves_still in message(answer)
             assert int(answer.headers["retry-after"]) > 0
         assert ask(api, "code").status_code == 503
         assert swaps(home) == ["code"]
-        assert "chat (model.gguf) serves again" in home.service("code")["why"]
+        assert serves_still in home.service("code")["why"]
         settled(home)
         assert answered_by(ask(api, "code-7b")) == (200, "chat", "true"), "a fallback is for this"
         assert answered_by(ask(api, "chat-7b")) == own("chat")
@@ -234,11 +256,12 @@ def test_a_new_server_that_is_killed_gives_way_to_the_one_before(
         assert answered_by(ask(api, "code")) == own("code")
 
 
+@EITHER_WAY
 @pytest.mark.parametrize("chat", [{}, ON_DEMAND], ids=["always", "on-demand"])
 def test_a_daemon_killed_in_the_middle_leaves_the_model_before(
-    home: Home, cards: StubCards, chat: dict[str, Any]
+    home: Home, cards: StubCards, chat: dict[str, Any], way: str
 ) -> None:
-    stack(home, chat, {"env": {"LOADS_S": "1"}, **ON_DEMAND})
+    stack(home, chat, {"env": {"LOADS_S": "1"}, **ON_DEMAND}, switch=way)
     with client(home) as api, ThreadPoolExecutor(1) as pool:
         assert answered_by(ask(api, "chat-7b")) == own("chat")
         asking = pool.submit(ask, api, "code-7b")
