@@ -314,6 +314,7 @@ class CardGate:
             if not await self._is_put_off(lease, error, others, reading):
                 self._refuse(lease, error, free_bytes)
             return
+        self._queue.drop(name)
         asker = self._asker_of(lease)
         if asker is None:
             return  # stopped meanwhile
@@ -438,6 +439,7 @@ class CardGate:
         for name, asker in list(self._askers.items()):
             del self._askers[name]
             self._change(self._leases.gone(name, self._now()))
+            self._queue.drop(name)
             if not asker.answer.done():
                 words = f"no plan could be made: {type(error).__name__}: {error}"
                 asker.answer.set_exception(LaunchError(words, shortage=True))
@@ -464,7 +466,6 @@ class CardGate:
         name = placement.service
         last = self._last_placed.get(name)
         self._refused.pop(name, None)
-        self._queue.drop(name)
         self._bounds.pop(name, None)
         self._last_placed[name] = Placed(
             placement,

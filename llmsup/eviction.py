@@ -14,6 +14,8 @@ from llmsup.on_demand import OnDemand
 
 ON_THE_CARD = frozenset({Standing.HELD, Standing.LEAVING})
 LEAVING = frozenset({State.DRAINING, State.STOPPING})
+PINNED = 2**31
+"""The priority of services that are pinned: above that of all others."""
 
 
 class Eviction:
@@ -82,8 +84,8 @@ class Eviction:
         )
 
     def _priority(self, service: str) -> int:
-        _, negative, _ = self._ranks[service]
-        return -negative
+        is_unpinned, negative, _ = self._ranks[service]
+        return -negative if is_unpinned else PINNED
 
     def _is_leaving(self, service: str) -> bool:
         now = self._services()[service]

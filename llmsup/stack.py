@@ -372,10 +372,7 @@ class Stack:
         chosen = self._known(names) or self._wanted
         idle = tuple(name for name in chosen if self._is_idle(name))
         self._refuse_while_ending()
-        others = away(self._loaded.profile).intersection(idle)
-        for name in others:
-            self._swap(name)
-        self._supervisor.start(name for name in idle if name not in others)
+        self._supervisor.start(self._without_swapped(idle))
         return Answer(changed=list(idle), message=f"starting {_listed(idle)}" if idle else "")
 
     def stop(self, names: tuple[str, ...], *, now: bool) -> Answer:
@@ -390,6 +387,7 @@ class Stack:
         """New processes, one service after another, so that a route's other service answers.
 
         None named: every service that is wanted up, but not the gateway, which serves them all.
+        Raises LlmsupError, as `start`.
         """
         self._refuse_while_ending()
         services = self._supervisor.services
@@ -398,7 +396,7 @@ class Stack:
             for name, service in services.items()
             if service.want is Want.UP and name != GATEWAY
         )
-        self._rolls.restart(chosen, drain=not now)
+        self._rolls.restart(self._without_swapped(chosen), drain=not now)
         return Answer(changed=list(chosen), message=f"restarting {_listed(chosen)}")
 
     async def models(self) -> list[ModelInfo]:
@@ -457,6 +455,17 @@ class Stack:
         return self._begin(
             propose_swap(target, self._loaded, choice=choice, services=services)
         ).result
+
+    def _without_swapped(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The others of `names`, once those have begun to be swapped in that would be a second one.
+
+        Raises LlmsupError where they cannot be.
+        """
+        services, others = self._supervisor.services, away(self._loaded.profile)
+        swapped = {name for name in names if name in others and services[name].want is Want.DOWN}
+        for name in swapped:
+            self._swap(name)
+        return tuple(name for name in names if name not in swapped)
 
     def _begin(self, change: Change) -> Switch:
         switch = self._switching.begin(change)

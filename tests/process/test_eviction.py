@@ -135,6 +135,17 @@ def test_one_that_answers_is_finished_first_and_not_left_for_a_lower_priority(
     assert [name for name, _ in unloaded(home)] == ["chat", "code"]
 
 
+def test_a_pinned_one_comes_before_any_priority(home: Home, cards: StubCards) -> None:
+    stack(home, chat={"priority": 10, **ON_DEMAND}, embedding={"pinned": True, **ON_DEMAND})
+    with client(home) as api, ThreadPoolExecutor(2) as pool:
+        long = pool.submit(ask, api, "chat", delay_ms=6000)
+        home.wait_state("chat", "ready")
+        asking = pool.submit(ask, api, "embedding")
+        home.wait_state("chat", "draining")
+        assert answered_by(long.result()) == own("chat")
+        assert answered_by(asking.result()) == own("embedding")
+
+
 def test_who_stops_waiting_takes_nobodys_place(home: Home, cards: StubCards) -> None:
     stack(home, chat={"priority": 10, **ON_DEMAND}, code=ON_DEMAND)
     with client(home) as api, ThreadPoolExecutor(1) as pool:

@@ -363,6 +363,16 @@ def test_one_that_is_loaded_with_an_admin_key_takes_the_place_of_the_other(
     wait_until(lambda: serves(home) == {"chat": None, "code": "model.gguf"}, "code alone")
 
 
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_one_that_an_operator_wants_up_takes_the_place_of_the_other(
+    home: Home, cards: StubCards, verb: str
+) -> None:
+    stack(home, {}, {})
+    told = getattr(Client(home.paths), verb)(["code"])
+    assert told["changed"] == ["code"]
+    wait_until(lambda: serves(home) == {"chat": None, "code": "model.gguf"}, "code alone")
+
+
 def test_a_profile_may_say_nothing_else_by_a_flag(home: Home, cards: StubCards) -> None:
     stack(home, {}, ON_DEMAND)
     assert home.cli("stop").returncode == 0
