@@ -5,7 +5,7 @@ What is seen is told as events; nothing is decided here.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,7 +86,10 @@ class Unit:
 
 
 class Attendance:
-    """One generation of a service, its launch and its process."""
+    """One generation of a service, its launch and its process.
+
+    `warm_up` is done once, before it counts as ready; it raises nothing.
+    """
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class Attendance:
         *,
         post: Callable[[Event], None],
         service: Callable[[], Service],
+        warm_up: Callable[[], Awaitable[None]] | None,
     ) -> None:
         self._unit = unit
         self._generation = generation
@@ -104,6 +108,7 @@ class Attendance:
         self._process = process
         self._post = post
         self._service = service
+        self._warm_up = warm_up
         self._clock = asyncio.get_running_loop().time
         self._last = ProbeResult(Outcome.UNKNOWN)
         self._was_asked = False
@@ -120,8 +125,11 @@ class Attendance:
         while True:
             self._last = await self._probe(so_far)
             after = health.observe(so_far, self._last, readiness)
-            if after.is_ready and not so_far.is_ready:
+            if after.is_ready and not so_far.is_ready and not self._was_asked:
+                self._was_asked = True
                 await self._ask_first()
+                if self._warm_up is not None:
+                    await self._warm_up()
             self._tell(so_far, after)
             so_far = after
             if self._service().state is State.STARTING:
@@ -165,11 +173,10 @@ class Attendance:
         self._post(events.Hung(self._generation, reason))
 
     async def _ask_first(self) -> None:
-        """Ask the first prompt, once. Whatever is answered will do; a death is seen elsewhere."""
+        """Ask the first prompt. Whatever is answered will do; a death is seen elsewhere."""
         prompt = self._launch.first_prompt
-        if prompt is None or self._was_asked:
+        if prompt is None:
             return
-        self._was_asked = True
         target = replace(self._launch.target, via=Via.HTTP, path=prompt.path)
         with suppress(OSError, ValueError):  # TimeoutError is an OSError
             await fetch(target, timeout_s=FIRST_PROMPT_S, method="POST", body=prompt.body)

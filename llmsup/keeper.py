@@ -57,6 +57,9 @@ Change = Callable[[Service, Service], None]
 DrainRequests = Callable[[str], Awaitable[None]]
 """Returns when the named service has no request in flight."""
 
+WarmUp = Callable[[Service, Launch], Awaitable[None]]
+"""Told of a process that was started and would be ready now; it is ready once this returns."""
+
 IsLeaving = Callable[[int], bool]
 """Whether the process is being ended by this daemon, without being a service's any more."""
 
@@ -72,6 +75,7 @@ class Keeper:
         on_change: Change,
         on_death: OnDeath,
         drain_requests: DrainRequests,
+        warm_up: WarmUp,
         troubles: Troubles,
         is_leaving: IsLeaving,
         card: CardUse,
@@ -79,12 +83,14 @@ class Keeper:
         self.unit = unit
         self.model = unit.model  # of the process, as far as that is known
         self.port = unit.port  # that of the process; an adopted one may have been given another
+        self.launch: Launch | None = None  # of the process, where it is known
         self.service = _restored(unit, remembered)
         self._remembered = remembered
         self._last_port = remembered.port if remembered else None
         self._on_change = on_change
         self._on_death = on_death
         self._drain_requests = drain_requests
+        self._warm_up = warm_up
         self._troubles = troubles
         self._is_leaving = is_leaving
         self._card = card
@@ -143,7 +149,8 @@ class Keeper:
             is_its = last is not None and last.generation == found.generation
             measured_bytes = last.measured_bytes if last and is_its else None
             self._card.adopt(self.unit.name, found.generation, grant, measured_bytes)
-        self._inquest.note_launch(launch if is_current else None)
+        self.launch = launch if is_current else None
+        self._inquest.note_launch(self.launch)
         self._inquest.note_process(process.pid, None)
         offset = logfile.size_bytes(self.unit.log)
         self._attend_to(process, found.generation, launch, offset)
@@ -307,11 +314,19 @@ class Keeper:
         process = Process.spawn(launch, log=self.unit.log, mark=mark)
         self._inquest.note_process(process.pid, offset)
         self.port, self.model, self.log_start = self.unit.port, self.unit.model, offset
+        self.launch = launch
         self.post(events.Spawned(generation, process.pid))
-        self._attend_to(process, generation, launch, offset)
+        self._attend_to(
+            process, generation, launch, offset, lambda: self._warm_up(self.service, launch)
+        )
 
     def _attend_to(
-        self, process: Process, generation: int, launch: Launch, log_offset: int
+        self,
+        process: Process,
+        generation: int,
+        launch: Launch,
+        log_offset: int,
+        warm_up: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         def on_exit(status: ExitStatus) -> None:
             self._note_exit(generation, launch, status, log_offset)
@@ -319,7 +334,13 @@ class Keeper:
         self._process = process
         process.watch(on_exit)
         attendance = Attendance(
-            self.unit, generation, launch, process, post=self.post, service=lambda: self.service
+            self.unit,
+            generation,
+            launch,
+            process,
+            post=self.post,
+            service=lambda: self.service,
+            warm_up=warm_up,
         )
         self._attend(attendance.attend_readiness())
         self._attend(attendance.attend_progress())

@@ -74,7 +74,8 @@ from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
 from llmsup.switching import Switching
 from llmsup.troubles import Troubles
-from llmsup.units import GATEWAY, build, on_demand, rebuilt, ttls_s, wanted
+from llmsup.units import GATEWAY, build, on_demand, rebuilt, ttls_s, wanted, warm
+from llmsup.warmth import Warmth
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class Stack:
         self._memory = memory.load(paths.memory, str(loaded.path)).services
         last_ports = {name: each.port for name, each in self._memory.items() if each.port}
         self._strays = Strays()
+        self._warmth = Warmth(paths.slots, paths.slot_index, self._journal)
         units = build(profile, paths, environ, last_ports, lambda: self._card.is_busy)
         users = {unit.name: unit.rank for unit in units if unit.uses_card}
         self._gate = CardGate(
@@ -148,6 +150,7 @@ class Stack:
             on_change=self._note_change,
             on_death=self._note_death,
             drain_requests=self._drain_requests,
+            warm_up=self._warmth.put_back,
             troubles=troubles,
             is_leaving=self._strays.has,
             card=self._gate,
@@ -216,6 +219,7 @@ class Stack:
             require_room=self._require_room,
             withheld=self._publication.withheld,
             publish=self._publish,
+            warmth=self._warmth,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._switch: asyncio.Task[None] | None = None
@@ -250,6 +254,7 @@ class Stack:
             for name in self._supervisor.keepers
             if asked.get(name) == "up" or (name in self._wanted and name not in down)
         ]
+        self._warmth.begin(warm(self._loaded.profile))
         found = find(home_mark(self._paths))
         self.gateway.prepare(takes_over=any(each.service == GATEWAY for each in found))
         self._unsettled = {each.service for each in found}
@@ -275,6 +280,7 @@ class Stack:
         self._keep(self._card.keep())
         self._keep(self._gate.keep())
         self._keep(self._rebalancing.keep())
+        self._keep(self._warmth.keep())
         self._keep(keep_rotated(self._logs(), self._troubles))
         self._keep(keep_watch(self._paths.logs, self._troubles))
         self._keep(self._troubles.keep_trying())
@@ -711,6 +717,9 @@ class Stack:
             return
         while await self.gateway.in_flight(name):
             await asyncio.sleep(IN_FLIGHT_PERIOD_S)
+        if self._ending is None:
+            keeper = self._supervisor.keepers[name]
+            await self._warmth.save(keeper.service, keeper.launch)
 
     def _logs(self) -> Iterator[Rotated]:
         limits = self._loaded.profile.logs

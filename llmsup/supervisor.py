@@ -10,7 +10,7 @@ from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, St
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.host.memory import Remembered
 from llmsup.inquest import OnDeath
-from llmsup.keeper import Change, DrainRequests, IsLeaving, Keeper
+from llmsup.keeper import Change, DrainRequests, IsLeaving, Keeper, WarmUp
 from llmsup.troubles import Troubles
 
 Succeed = Callable[[str], Awaitable[bool]]
@@ -35,6 +35,7 @@ class Supervisor:
         on_change: Change,
         on_death: OnDeath,
         drain_requests: DrainRequests,
+        warm_up: WarmUp,
         troubles: Troubles,
         is_leaving: IsLeaving,
         card: CardUse,
@@ -51,6 +52,7 @@ class Supervisor:
                 on_change=self._note_change,
                 on_death=on_death,
                 drain_requests=drain_requests,
+                warm_up=warm_up,
                 troubles=troubles,
                 is_leaving=is_leaving,
                 card=card,

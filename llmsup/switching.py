@@ -35,6 +35,7 @@ from llmsup.host import gguf, procfs
 from llmsup.host.journal import Journal
 from llmsup.host.model_server import served_model, token_fault
 from llmsup.supervisor import Supervisor
+from llmsup.warmth import Warmth
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Switching:
         require_room: Callable[[Change], Awaitable[None]],
         withheld: dict[str, range],
         publish: Callable[[], None],
+        warmth: Warmth,
     ) -> None:
         self._supervisor = supervisor
         self._gate = gate
@@ -87,6 +89,7 @@ class Switching:
         self._require_room = require_room
         self._withheld = withheld
         self._publish = publish
+        self._warmth = warmth
         self._clock = asyncio.get_running_loop().time
         self._woken = asyncio.Event()
         self.current: Switch | None = None
@@ -302,7 +305,12 @@ class Switching:
         served = await served_model(port)
         if served and Path(served) != change.model:
             return f"it serves {served}"
+        if self._warm_tokens(change.target):
+            return ""  # it generated when it was warmed up, and any other prompt would cool it
         return await token_fault(port)
+
+    def _warm_tokens(self, name: str) -> int:
+        return self._warmth.tokens(self._supervisor.services[name])
 
     # --- the end
 
@@ -320,9 +328,12 @@ class Switching:
                 log.warning("how long it took is not remembered: %s", error)
 
     async def _result(self, switch: Switch) -> SwitchResult:
+        is_switched = switch.phase is Phase.SWITCHED
+        if is_switched and not switch.story.was_serving:
+            warm_tokens = self._warm_tokens(switch.change.target)
+            switch.story = replace(switch.story, warm_tokens=warm_tokens)
         words = message(switch.phase, switch.story)
         result = _result_of(switch, words, self._clock())
-        is_switched = switch.phase is Phase.SWITCHED
         names = [switch.change.target] if is_switched else list(switch.change.generations)
         for name in names:
             keeper = self._supervisor.keepers[name]
@@ -353,6 +364,7 @@ def _result_of(switch: Switch, words: str, now: float) -> SwitchResult:
         "service": None,
         "profile": switch.change.old.name,
         "switch_time_s": round(now - switch.began_at, 3),
+        "warm_tokens": switch.story.warm_tokens,
     }
 
 

@@ -219,7 +219,10 @@ class SwitchProgress(TypedDict):
 
 
 class SwitchResult(TypedDict):
-    """What came of a switch: the last line. `current_model` is what `service` serves after it."""
+    """What came of a switch: the last line. `current_model` is what `service` serves after it.
+
+    `warm_tokens`: so many tokens of its prompt cache it has got back, by its own word.
+    """
 
     success: bool
     message: str
@@ -227,6 +230,7 @@ class SwitchResult(TypedDict):
     service: str | None
     profile: str
     switch_time_s: float
+    warm_tokens: int
 
 
 class EventInfo(TypedDict):

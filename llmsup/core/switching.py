@@ -129,7 +129,11 @@ def observe_return(services: Iterable[Service], generations: Mapping[str, int]) 
 
 @dataclass(frozen=True)
 class Story:
-    """What is told of a switch. `before`: the models that served before it, empty: none."""
+    """What is told of a switch.
+
+    `before`: the models that served before it, empty: none. `warm_tokens`: what the target has got
+    back of its prompt cache.
+    """
 
     target: str
     model: str
@@ -137,6 +141,7 @@ class Story:
     reason: str = ""
     why_lost: str = ""
     was_serving: bool = False
+    warm_tokens: int = 0
 
 
 def message(phase: Phase, story: Story) -> str:
@@ -153,4 +158,6 @@ def message(phase: Phase, story: Story) -> str:
         return f"{target} was not switched to {model}: {story.reason}; {ends[phase]}"
     if phase is Phase.ABANDONED:
         return f"{target} was stopped while it was switched to {model}"
-    return f"{target} serves {model} {'already' if story.was_serving else 'now'}"
+    warm = f"; {story.warm_tokens} tokens of the last conversation are in its cache"
+    since = "already" if story.was_serving else "now"
+    return f"{target} serves {model} {since}{warm if story.warm_tokens else ''}"
