@@ -130,6 +130,7 @@ class Attendance:
                 await self._ask_first()
                 if self._warm_up is not None:
                     await self._warm_up()
+                continue  # it may have died of either
             self._tell(so_far, after)
             so_far = after
             if self._service().state is State.STARTING:

@@ -37,6 +37,7 @@ from llmsup.inquest import Inquest, OnDeath
 from llmsup.services import llama_server
 from llmsup.services.launch import Launch, Target, Via
 from llmsup.troubles import Troubles
+from llmsup.warmth import Warmth
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +58,6 @@ Change = Callable[[Service, Service], None]
 DrainRequests = Callable[[str], Awaitable[None]]
 """Returns when the named service has no request in flight."""
 
-WarmUp = Callable[[Service, Launch], Awaitable[None]]
-"""Told of a process that was started and would be ready now; it is ready once this returns."""
-
 IsLeaving = Callable[[int], bool]
 """Whether the process is being ended by this daemon, without being a service's any more."""
 
@@ -75,7 +73,7 @@ class Keeper:
         on_change: Change,
         on_death: OnDeath,
         drain_requests: DrainRequests,
-        warm_up: WarmUp,
+        warmth: Warmth,
         troubles: Troubles,
         is_leaving: IsLeaving,
         card: CardUse,
@@ -90,7 +88,7 @@ class Keeper:
         self._on_change = on_change
         self._on_death = on_death
         self._drain_requests = drain_requests
-        self._warm_up = warm_up
+        self._warmth = warmth
         self._troubles = troubles
         self._is_leaving = is_leaving
         self._card = card
@@ -317,7 +315,7 @@ class Keeper:
         self.launch = launch
         self.post(events.Spawned(generation, process.pid))
         self._attend_to(
-            process, generation, launch, offset, lambda: self._warm_up(self.service, launch)
+            process, generation, launch, offset, lambda: self._warmth.put_back(self.service, launch)
         )
 
     def _attend_to(
@@ -400,13 +398,18 @@ class Keeper:
             lines = self._loading_lines(log_offset)
             words, is_remedied = self._card.note_out_of_memory(self.unit.name, lines)
             reason = f"{reason}; {words}" if words else reason
+        cause = diagnosis.cause
+        is_starting = self.service.state is State.STARTING
+        if is_starting and not is_remedied and self._warmth.was_fed(self.service):
+            cause, is_permanent, is_remedied = Cause.PROMPT_CACHE, False, True
+            reason = f"{reason}; it had got back what was kept of its prompt cache"
         exited = events.Exited(
             generation,
             reason,
             clean=status.clean,
             permanent=is_permanent,
             remedied=is_remedied,
-            cause=diagnosis.cause,
+            cause=cause,
         )
         # A death is answered at once; a stop is over when nothing is left of the generation.
         if self.service.state is State.STOPPING:

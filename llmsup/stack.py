@@ -150,7 +150,7 @@ class Stack:
             on_change=self._note_change,
             on_death=self._note_death,
             drain_requests=self._drain_requests,
-            warm_up=self._warmth.put_back,
+            warmth=self._warmth,
             troubles=troubles,
             is_leaving=self._strays.has,
             card=self._gate,

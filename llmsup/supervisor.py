@@ -10,8 +10,9 @@ from llmsup.core.events import DependenciesChanged, RestartAsked, StartAsked, St
 from llmsup.core.service import ALIVE, Service, State, Want
 from llmsup.host.memory import Remembered
 from llmsup.inquest import OnDeath
-from llmsup.keeper import Change, DrainRequests, IsLeaving, Keeper, WarmUp
+from llmsup.keeper import Change, DrainRequests, IsLeaving, Keeper
 from llmsup.troubles import Troubles
+from llmsup.warmth import Warmth
 
 Succeed = Callable[[str], Awaitable[bool]]
 """Replaces the process of a service by one started beside it; False where that is not possible.
@@ -35,7 +36,7 @@ class Supervisor:
         on_change: Change,
         on_death: OnDeath,
         drain_requests: DrainRequests,
-        warm_up: WarmUp,
+        warmth: Warmth,
         troubles: Troubles,
         is_leaving: IsLeaving,
         card: CardUse,
@@ -52,7 +53,7 @@ class Supervisor:
                 on_change=self._note_change,
                 on_death=on_death,
                 drain_requests=drain_requests,
-                warm_up=warm_up,
+                warmth=warmth,
                 troubles=troubles,
                 is_leaving=is_leaving,
                 card=card,

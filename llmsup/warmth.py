@@ -54,7 +54,7 @@ class Warmth:
         self._wall_time = wall_time
         self._saves: tuple[Saved, ...] = ()
         self._unfit: set[str] = set()  # keys of servers that begin anew in spite of it
-        self._counts: dict[str, tuple[int, int]] = {}
+        self._counts: dict[str, tuple[int, int]] = {}  # by service: generation, tokens
         self._has_saves = asyncio.Event()
 
     def begin(self, services: Collection[str]) -> None:
@@ -76,6 +76,10 @@ class Warmth:
         """How many tokens its process got back, by its own word; 0: it started with none."""
         generation, tokens = self._counts.get(service.name, (0, 0))
         return tokens if generation == service.generation else 0
+
+    def was_fed(self, service: Service) -> bool:
+        """Whether its process was given anything back, whatever it made of it."""
+        return self._counts.get(service.name, (0, 0))[0] == service.generation
 
     # --- saving
 
@@ -164,21 +168,14 @@ class Warmth:
         """
         if launch.slots is None or service.pid is None or not self._saves:
             return
-        began_at, count = time.monotonic(), 0
-        saves: tuple[Saved, ...] = ()
+        began_at = time.monotonic()
         try:
             key = await asyncio.to_thread(_key, launch.slots, service.pid)
-            saves = warmth.usable(self._saves, key, self._wall_time())
-            self._take([each for each in self._saves if each not in saves])
-            async with asyncio.timeout(PUT_BACK_TIMEOUT_S):
-                for each in saves:
-                    count += await self._put_back(launch.ports[0], each)
+            if saves := warmth.usable(self._saves, key, self._wall_time()):
+                await self._feed(service, launch.ports[0], saves)
         except Exception as error:
-            _tell(error, service, "it starts with an empty cache")
-        finally:
-            slot_files.remove(self._directory, [each.file for each in saves])
-        self._counts[service.name] = (service.generation, count)
-        if count:
+            _tell(error, service, "not all is put back into its cache")
+        if count := self.tokens(service):
             self._journal.write(
                 "warmed",
                 service=service.name,
@@ -186,6 +183,21 @@ class Warmth:
                 why=f"{_tokens(count)} are in its cache again "
                 f"({time.monotonic() - began_at:.2f} s)",
             )
+
+    async def _feed(self, service: Service, port: int, saves: Collection[Saved]) -> None:
+        self._take([each for each in self._saves if each not in saves])
+        count = 0
+        self._counts[service.name] = (service.generation, count)
+        try:
+            async with asyncio.timeout(PUT_BACK_TIMEOUT_S):
+                for each in saves:
+                    count += await self._put_back(port, each)
+        except (asyncio.CancelledError, ConnectionError):
+            self._unfit.update(each.key for each in saves)  # it may have died of it
+            raise
+        finally:
+            slot_files.remove(self._directory, [each.file for each in saves])
+            self._counts[service.name] = (service.generation, count)
 
     async def _put_back(self, port: int, saved: Saved) -> int:
         """How many tokens the server says it has of it."""
@@ -208,7 +220,10 @@ class Warmth:
 
     def _take(self, saves: Iterable[Saved]) -> None:
         """From now on these are what is kept."""
-        self._saves = tuple(saves)
+        taken = tuple(saves)
+        if taken == self._saves:
+            return
+        self._saves = taken
         if self._saves:
             self._has_saves.set()
         else:
@@ -252,4 +267,4 @@ def _tell(error: Exception, service: Service, what: str) -> None:
 
 
 def _tokens(count: int) -> str:
-    return f"{count} tokens of the last conversation"
+    return f"{count} tokens of earlier conversations"

@@ -27,6 +27,9 @@ class Phase(Enum):
     ABANDONED = "abandoned"  # an operator stopped it
 
 
+PASSING = frozenset({Cause.GPU_MEMORY, Cause.PROMPT_CACHE})
+"""Causes of a death that the next try does not share: it is made with less."""
+
 ENDS = frozenset({Phase.SWITCHED, Phase.REFUSED, Phase.RESTORED, Phase.LOST, Phase.ABANDONED})
 
 
@@ -96,7 +99,8 @@ def step(phase: Phase, event: Event) -> tuple[Phase, Action]:
 def observe(service: Service, last_generation: int) -> Event | None:
     """What has become of a target that is wanted, and whose last generation was that one.
 
-    Running out of the card's memory is no failure while a smaller plan is tried.
+    Running out of the card's memory is no failure while a smaller plan is tried, nor is dying of a
+    saved prompt cache while an empty one is.
     """
     if service.want is Want.DOWN:
         return Event.STOPPED
@@ -104,9 +108,7 @@ def observe(service: Service, last_generation: int) -> Event | None:
         return None
     death = service.death
     has_died = (
-        death is not None
-        and death.generation > last_generation
-        and death.cause is not Cause.GPU_MEMORY
+        death is not None and death.generation > last_generation and death.cause not in PASSING
     )
     if has_died or service.state in {State.BACKOFF, State.FAILED}:
         return Event.FAILED
@@ -158,6 +160,6 @@ def message(phase: Phase, story: Story) -> str:
         return f"{target} was not switched to {model}: {story.reason}; {ends[phase]}"
     if phase is Phase.ABANDONED:
         return f"{target} was stopped while it was switched to {model}"
-    warm = f"; {story.warm_tokens} tokens of the last conversation are in its cache"
+    warm = f"; {story.warm_tokens} tokens of earlier conversations are in its cache"
     since = "already" if story.was_serving else "now"
     return f"{target} serves {model} {since}{warm if story.warm_tokens else ''}"

@@ -2,17 +2,16 @@
 
 import json
 import stat
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from bench.models import gemma, smollm2
+from bench.models import smollm2
 from llmsup.control.client import Client
 from llmsup.control.wire import SwitchResult
 from tests.e2e.conftest import real_stack
-from tests.home import Home, free_ports, wait_until
+from tests.home import Home
 
 PROMPT_TOKENS_MIN = 200
 
@@ -51,14 +50,13 @@ class Conversation:
         return int(reply["timings"]["cache_n"])
 
 
-def stack(home: Home, *, mode: str = "single", args: str = "", **keys: str) -> None:
-    """SmolLM2 as chat and Gemma as code, of which one is up in single mode."""
+def stack(home: Home, keys: str = "", *, args: str = "", mode: str = "single") -> None:
+    """SmolLM2 as chat and Gemma as code; `keys` are added to both. In single mode chat is up."""
     real_stack(home)
-    text = home.profile.read_text().replace('parallel = "4"', "")
-    text = text.replace("parallel = 4", "\n".join(f"{k} = {v}" for k, v in keys.items()))
-    text = text.replace('["--threads", "1"]', f'["--threads", "1"{args}]')
-    active = '\nactive = "chat"' if mode == "single" else ""
-    home.profile.write_text(f'mode = "{mode}"{active}\n{text}')
+    text = home.profile.read_text().replace("parallel = 4\n", f"{keys}\n")
+    text = text.replace('"--threads", "1"', f'"--threads", "1"{args}')
+    active = 'active = "chat"\n' if mode == "single" else ""
+    home.profile.write_text(f'mode = "{mode}"\n{active}{text}')
     home.start(timeout_s=90)
 
 
@@ -92,10 +90,77 @@ def test_a_switch_away_and_back_goes_on_with_the_conversation(home: Home) -> Non
     assert modes == [0o700, 0o600]
     assert away["warm_tokens"] == 0
     assert before - 2 <= back["warm_tokens"] <= before
-    words = f"{back['warm_tokens']} tokens of the last conversation are in its cache"
+    words = f"{back['warm_tokens']} tokens of earlier conversations are in its cache"
     assert back["message"] == f"chat serves {smollm2().name} now; {words}"
     assert kept(home) == [], "it has it back"
     assert talk.go_on() >= before - 2
     assert talk.service == "chat"
     assert len(events(home, "saved")) == len(events(home, "warmed")) == 1
     print(events(home, "saved")[0]["why"], "·", events(home, "warmed")[0]["why"])
+
+
+def test_without_it_and_after_its_time_the_conversation_is_computed_anew(home: Home) -> None:
+    stack(home, 'warm_for = "1s"')
+    talk = Conversation(home)
+    talk.go_on()
+    before = talk.tokens
+    switch(home, "code")
+    assert len(events(home, "saved")) == 1
+    time.sleep(1.1)
+
+    back = switch(home, "chat")
+
+    assert (back["warm_tokens"], back["message"]) == (0, f"chat serves {smollm2().name} now")
+    assert talk.go_on() < before / 4, "the template of the chat may be there from the proof"
+
+
+def test_another_size_of_the_context_begins_anew(home: Home) -> None:
+    stack(home)
+    talk = Conversation(home)
+    talk.go_on()
+    switch(home, "code")
+    text = home.profile.read_text().replace("ctx_size = 4096", "ctx_size = 2048", 1)
+    home.profile.write_text(text)
+    assert home.cli("reload").returncode == 0
+    home.wait_state("code", "ready")
+
+    assert switch(home, "chat")["warm_tokens"] == 0
+    assert events(home, "warmed") == []
+
+
+def test_a_model_with_windows_says_nothing_that_its_cache_does_not_show(home: Home) -> None:
+    """Gemma's saved cache ends where it would begin anew, so it is not even saved."""
+    stack(home)
+    switch(home, "code")
+    talk = Conversation(home, "code-7b")
+    talk.go_on()
+    switch(home, "chat")
+    assert kept(home) == []
+
+    assert switch(home, "code")["warm_tokens"] == 0
+    assert talk.go_on() < talk.tokens / 4
+
+
+def test_with_all_of_its_cache_it_comes_back_warm_in_one_of_its_slots(home: Home) -> None:
+    """Given four slots, of which one was used."""
+    stack(home, "parallel = 4", args=', "--swa-full"')
+    switch(home, "code")
+    talk = Conversation(home, "code-7b")
+    talk.go_on()
+    before = talk.tokens
+    switch(home, "chat")
+
+    assert switch(home, "code")["warm_tokens"] >= before - 2
+    assert talk.go_on() >= before - 2
+    assert talk.service == "code"
+
+
+def test_a_service_that_a_request_loads_again_is_warm(home: Home) -> None:
+    stack(home, 'ttl = "2s"', mode="dual")
+    talk = Conversation(home)
+    talk.go_on()
+    before = talk.tokens
+    home.wait_state("chat", "stopped")
+
+    assert talk.go_on() >= before - 2
+    assert len(events(home, "warmed")) == 1
