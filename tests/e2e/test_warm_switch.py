@@ -60,9 +60,11 @@ def stack(home: Home, keys: str = "", *, args: str = "", mode: str = "single") -
     home.start(timeout_s=90)
 
 
-def switch(home: Home, target: str, model: Path | None = None) -> SwitchResult:
-    result = Client(home.paths).switch(target, None if model is None else str(model))
+def switch(home: Home, target: str) -> SwitchResult:
+    """Switch, and wait until the other has ended: where both fit, it does so afterwards."""
+    result = Client(home.paths).switch(target, None)
     assert result["success"], result
+    home.wait_state("code" if target == "chat" else "chat", "stopped")
     return result
 
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from llmsup.control.client import Client
-from llmsup.control.wire import SwitchResult
+from llmsup.control.wire import SwitchProgress, SwitchResult
 from llmsup.core.warmth import TOKENS_MIN, Saved
 from llmsup.host import slot_files
 from llmsup.host.journal import Journal
@@ -30,7 +30,7 @@ LENGTH = len(WORDS)
 """At least so many tokens, since the stub's are bytes."""
 
 
-def stack(home: Home, *, mode: str = "single", **keys: object) -> None:
+def stack(home: Home, *, mode: str = "single", has_ports: bool = True, **keys: object) -> None:
     """chat and code, each with a model of its own; `keys` are chat's."""
     binary = home.root / "llama-server"
     binary.write_text(f'#!/bin/sh\nexec {sys.executable} {STUBS / "upstream.py"} "$@"\n')
@@ -41,9 +41,9 @@ def stack(home: Home, *, mode: str = "single", **keys: object) -> None:
         model = write_sparse(home.root / f"{name}.gguf", SMALL)
         text += (
             f'[service.{name}]\nkind = "llama-server"\nbinary = "{binary}"\nmodel = "{model}"\n'
-            f'port = {port}\ngpu_layers = 0\nreadiness = {{ period = "200ms" }}\n'
-            'drain_timeout = "10s"\n'
+            'gpu_layers = 0\nreadiness = { period = "200ms" }\ndrain_timeout = "10s"\n'
         )
+        text += f"port = {port}\n" if has_ports else ""
         if name == "chat":
             text += "".join(f"{key} = {_toml(value)}\n" for key, value in keys.items())
     home.write(text)
@@ -65,8 +65,10 @@ def talk(home: Home, words: str = WORDS) -> None:
 
 
 def switch(home: Home, target: str) -> SwitchResult:
+    """Switch, and wait until the other has ended: where both fit, it does so afterwards."""
     result = Client(home.paths).switch(target, None)
     assert result["success"], result
+    home.wait_state("code" if target == "chat" else "chat", "stopped")
     return result
 
 
@@ -117,6 +119,36 @@ def test_what_gave_way_comes_back_with_its_conversation(home: Home) -> None:
     (saved,), (warmed,) = told(home, "saved"), told(home, "warmed")
     assert saved.startswith(f"{tokens} tokens of earlier conversations are kept for 1h (")
     assert warmed.startswith(f"{tokens} tokens of earlier conversations are in its cache again (")
+
+
+def test_what_another_takes_the_place_of_comes_back_with_its_conversation(home: Home) -> None:
+    """Given room for both, so that each loads beside the other."""
+    stack(home, mode="dual", has_ports=False)
+    talk(home)
+    tokens = held(home)
+    client = Client(home.paths)
+    phases: list[SwitchProgress] = []
+
+    away = client.switch("chat", str(home.root / "code.gguf"), phases.append)
+    wait_until(lambda: told(home, "saved") != [], "what it had is saved once it has no clients")
+    back = client.switch("chat", None)
+
+    assert "loading beside" in {each["phase"] for each in phases}
+    assert (away["warm_tokens"], back["warm_tokens"], held(home)) == (0, tokens, tokens)
+    assert back["message"].endswith(f"; {tokens} tokens of earlier conversations are in its cache")
+
+
+def test_one_that_dies_of_it_beside_another_is_loaded_in_its_place(home: Home) -> None:
+    stack(home, mode="dual", has_ports=False, env={"SLOTS": "dies"})
+    talk(home)
+    client = Client(home.paths)
+    assert client.switch("chat", str(home.root / "code.gguf"))["success"]
+    wait_until(lambda: told(home, "saved") != [], "what it had is saved once it has no clients")
+
+    back = client.switch("chat", None)
+
+    assert (back["message"], back["warm_tokens"]) == ("chat serves chat.gguf now", 0)
+    talk(home)
 
 
 @pytest.mark.parametrize("fault", ["refuses", "fails", "cuts", "lies", "hangs"])
@@ -434,5 +466,5 @@ def test_a_directory_that_somebody_removed_is_no_trouble(home: Home) -> None:
     stack(home)
     talk(home)
     home.paths.slots.rmdir()
-    expect_cold(home, away_and_back(home))
+    assert away_and_back(home)["success"], "it is made anew"
     assert home.paths.slots.is_dir()
