@@ -96,7 +96,7 @@ class Warmth:
                 await self._save(service.name, service.pid, launch, launch.slots)
         except Exception as error:
             _tell(error, service, "its slots are not saved")
-        new = [each for each in self._saves if each not in before]
+        new = [e for e in self._saves if e.service == service.name and e not in before]
         if new:
             size_bytes = sum(each.size_bytes for each in new)
             self._journal.write(
