@@ -23,7 +23,7 @@ from llmsup.host.fetch import fetch
 from llmsup.host.probe import probe
 from llmsup.host.process import Process, carries_mark
 from llmsup.liveness_watch import LivenessWatch
-from llmsup.services.launch import Launch, Via
+from llmsup.services.launch import Launch, Prompt, Via
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Attendance:
         self._warm_up = warm_up
         self._clock = asyncio.get_running_loop().time
         self._last = ProbeResult(Outcome.UNKNOWN)
-        self._was_asked = False
+        self._is_prepared = False
 
     async def attend_readiness(self) -> None:
         """Probe until cancelled; post what the thresholds make of it."""
@@ -125,12 +125,8 @@ class Attendance:
         while True:
             self._last = await self._probe(so_far)
             after = health.observe(so_far, self._last, readiness)
-            if after.is_ready and not so_far.is_ready and not self._was_asked:
-                self._was_asked = True
-                await self._ask_first()
-                if self._warm_up is not None:
-                    await self._warm_up()
-                continue  # it may have died of either
+            if after.is_ready and not so_far.is_ready and await self._prepare():
+                continue  # it may have died of that
             self._tell(so_far, after)
             so_far = after
             if self._service().state is State.STARTING:
@@ -173,11 +169,20 @@ class Attendance:
                 log.exception("service=%s could not be watched", self._unit.name)
         self._post(events.Hung(self._generation, reason))
 
-    async def _ask_first(self) -> None:
-        """Ask the first prompt. Whatever is answered will do; a death is seen elsewhere."""
+    async def _prepare(self) -> bool:
+        """What is done once, before anybody else may ask. Returns whether anything was."""
         prompt = self._launch.first_prompt
-        if prompt is None:
-            return
+        if self._is_prepared or (prompt is None and self._warm_up is None):
+            return False
+        self._is_prepared = True
+        if prompt is not None:
+            await self._ask_first(prompt)
+        if self._warm_up is not None:
+            await self._warm_up()
+        return True
+
+    async def _ask_first(self, prompt: Prompt) -> None:
+        """Whatever is answered will do; a death is seen elsewhere."""
         target = replace(self._launch.target, via=Via.HTTP, path=prompt.path)
         with suppress(OSError, ValueError):  # TimeoutError is an OSError
             await fetch(target, timeout_s=FIRST_PROMPT_S, method="POST", body=prompt.body)

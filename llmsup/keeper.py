@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from llmsup.attendance import Attendance, Unit
 from llmsup.card_use import CardUse
@@ -340,9 +341,11 @@ class Keeper:
         self.port, self.model, self.log_start = self.unit.port, self.unit.model, offset
         self.launch = launch
         self.post(events.Spawned(generation, process.pid))
-        self._attend_to(
-            process, generation, launch, offset, lambda: self._warmth.put_back(self.service, launch)
-        )
+        warm_up = partial(self._put_back, launch) if launch.slots is not None else None
+        self._attend_to(process, generation, launch, offset, warm_up)
+
+    async def _put_back(self, launch: Launch) -> None:
+        await self._warmth.put_back(self.service, launch)
 
     def _attend_to(
         self,
