@@ -26,7 +26,7 @@ from llmsup.bookkeeping import Books
 from llmsup.card_gate import CardGate
 from llmsup.card_news import CardNews
 from llmsup.card_watch import CardWatch
-from llmsup.choosing import Chosen, propose
+from llmsup.choosing import Change, Chosen, propose, propose_swap
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
@@ -46,6 +46,7 @@ from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
 from llmsup.errors import LaunchError, LlmsupError, ModelFileError, UsageError
+from llmsup.eviction import Eviction
 from llmsup.evidence import Evidence
 from llmsup.gateway import Gateway
 from llmsup.host import memory
@@ -73,10 +74,11 @@ from llmsup.snapshot import gpu_info, plan_info, service_info
 from llmsup.strays import LOOK_PERIOD_S, Strays
 from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
-from llmsup.switching import Switching
+from llmsup.swaps import Swaps
+from llmsup.switching import Switch, Switching
 from llmsup.troubles import Troubles
 from llmsup.understudy import Understudy
-from llmsup.units import GATEWAY, build, on_demand, rebuilt, ttls_s, wanted, warm
+from llmsup.units import GATEWAY, active, away, build, rebuilt, takes_turns, wanted, warm
 from llmsup.warmth import Warmth
 
 log = logging.getLogger(__name__)
@@ -136,6 +138,13 @@ class Stack:
             Placing(self._sizing, offload.plan),
             users,
             lambda: self._supervisor.services,
+            eviction=Eviction(
+                users,
+                profile.min_dwell_s,
+                leases=lambda: self._gate.leases,
+                services=lambda: self._supervisor.services,
+                on_demand=lambda: self._on_demand,
+            ),
             leaving=lambda: (*self._strays.card_users, *self._switching.on_card),
             is_loading=lambda name: self._supervisor.keepers[name].is_loading(),
             short_bytes=short_bytes,
@@ -165,12 +174,21 @@ class Stack:
             binary=envoy.program,
             predecessor_socket=self.gateway.predecessor_socket,
         )
+        self._swaps = Swaps(
+            profile,
+            self._journal,
+            services=lambda: self._publication.services,
+            waiting=lambda: self.activator.waited_for,
+            is_busy=lambda: self._switching.current is not None or self._is_over,
+            begin=self._swap,
+            on_change=self._note_turns,
+        )
         self._on_demand = OnDemand(
+            profile,
             self._supervisor,
             self.gateway,
             self._journal,
-            on_demand(profile),
-            ttls_s(profile),
+            self._swaps,
             services=lambda: self._publication.services,
             expected=lambda: self._switching.expected,
         )
@@ -208,7 +226,7 @@ class Stack:
             self._supervisor.keepers,
             troubles,
             measured_bytes=self._measured_bytes,
-            is_asleep=self._on_demand.is_asleep,
+            asleep=self._on_demand.asleep,
         )
         self._chosen = Chosen(paths.choices, str(loaded.path))
         self._switching = Switching(
@@ -250,10 +268,9 @@ class Stack:
         written earlier, they would be without services that answer at this very moment.
         """
         self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
-        asked = {name: each.asked for name, each in self._memory.items()}
-        idle = [name for name, each in asked.items() if each == "idle"]
+        asked = {name: each.asked for name, each in self._memory.items()} | self._undone()
         down = {name for name, each in asked.items() if each == "down"}
-        down |= self._on_demand.recall(idle)
+        down |= self._on_demand.recall(asked)
         up = [
             name
             for name in self._supervisor.keepers
@@ -283,6 +300,7 @@ class Stack:
             self._keep(self._mend_drained_gateway())
         self._keep(self.gateway.keep_confirmed(self._note_confirmed))
         self._keep(self._on_demand.keep())
+        self._keep(self._swaps.keep())
         self._keep(self._card.keep())
         self._keep(self._gate.keep())
         self._keep(self._rebalancing.keep())
@@ -290,6 +308,14 @@ class Stack:
         self._keep(keep_rotated(self._logs(), self._troubles))
         self._keep(keep_watch(self._paths.logs, self._troubles))
         self._keep(self._troubles.keep_trying())
+
+    def _undone(self) -> dict[str, str]:
+        """Which models are up after a switch of single mode that is undone: the one before it."""
+        profile = self._loaded.profile
+        models = takes_turns(profile)
+        if models.keys().isdisjoint(self._chosen.choice.unfinished):
+            return {}
+        return {name: "up" if name == active(profile) else "down" for name in models}
 
     def _undo_switch(self) -> None:
         """Forget one that an earlier daemon did not finish; what it started was not adopted."""
@@ -345,11 +371,15 @@ class Stack:
         return self._publication.upstreams()
 
     def start(self, names: tuple[str, ...]) -> Answer:
-        """Want services up (none named: those the profile wants); failed ones are tried anew."""
+        """Want services up (none named: those the profile wants); failed ones are tried anew.
+
+        In single mode a model takes the place of the one that is up. Raises LlmsupError where a
+        switch goes on that it would disturb.
+        """
         chosen = self._known(names) or self._wanted
         idle = tuple(name for name in chosen if self._is_idle(name))
         self._refuse_while_ending()
-        self._supervisor.start(idle)
+        self._supervisor.start(self._without_swapped(idle))
         return Answer(changed=list(idle), message=f"starting {_listed(idle)}" if idle else "")
 
     def stop(self, names: tuple[str, ...], *, now: bool) -> Answer:
@@ -364,6 +394,7 @@ class Stack:
         """New processes, one service after another, so that a route's other service answers.
 
         None named: every service that is wanted up, but not the gateway, which serves them all.
+        Raises LlmsupError, as `start`.
         """
         self._refuse_while_ending()
         services = self._supervisor.services
@@ -372,7 +403,7 @@ class Stack:
             for name, service in services.items()
             if service.want is Want.UP and name != GATEWAY
         )
-        self._rolls.restart(chosen, drain=not now)
+        self._rolls.restart(self._without_swapped(chosen), drain=not now)
         return Answer(changed=list(chosen), message=f"restarting {_listed(chosen)}")
 
     async def models(self) -> list[ModelInfo]:
@@ -422,10 +453,33 @@ class Stack:
             home=self._paths,
         )
         self._refuse_while_ending()
+        return self._switching.follow(self._begin(change))
+
+    def _swap(self, target: str) -> asyncio.Future[SwitchResult]:
+        """Have a service take the place of the model that is up. Raises LlmsupError."""
+        self._refuse_while_ending()
+        services, choice = self._supervisor.services, self._chosen.choice
+        return self._begin(
+            propose_swap(target, self._loaded, choice=choice, services=services)
+        ).result
+
+    def _without_swapped(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The others of `names`, once those have begun to be swapped in that would be a second one.
+
+        Raises LlmsupError where they cannot be.
+        """
+        services, others = self._supervisor.services, away(self._loaded.profile)
+        swapped = {name for name in names if name in others and services[name].want is Want.DOWN}
+        for name in swapped:
+            self._swap(name)
+        return tuple(name for name in names if name not in swapped)
+
+    def _begin(self, change: Change) -> Switch:
         switch = self._switching.begin(change)
         self._switch = self._keep(self._switching.run(switch))
         self._switch.add_done_callback(lambda _: self.activator.note_change())
-        return self._switching.follow(switch)
+        self._switch.add_done_callback(lambda _: self._swaps.wake())
+        return switch
 
     def shut_down(self, *, now: bool) -> Answer:
         """Stop everything, the gateway first; `stopped` is set at the end. Returns at once."""
@@ -480,6 +534,16 @@ class Stack:
 
     # --- inside
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing is begun any more: it ends, or another daemon goes on."""
+        return self._ending is not None or self.handed_over.is_set()
+
+    def _note_turns(self) -> None:
+        """Other services than before can be waited for."""
+        self._publish()
+        self.activator.note_change()
+
     def _is_changing(self) -> bool:
         """Whether services are restarted, or are not known to be ready yet."""
         is_switching = self._switching.current is not None
@@ -491,6 +555,7 @@ class Stack:
         self._wanted = wanted(loaded.profile)
         self._remembering.want(self._wanted)
         self._sizing.take(loaded.profile)
+        self._on_demand.take(loaded.profile)
 
     def _rebuilt(self, name: str, loaded: Loaded, port: int | None) -> Unit:
         unit, spec = self._supervisor.keepers[name].unit, loaded.profile.service[name]
