@@ -18,7 +18,8 @@ Keep = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 class Rolls:
     """The roll that goes on, if any, and those that are due.
 
-    `outdated` are the services that were started otherwise than they would be now.
+    `outdated` are the services that were started otherwise than they would be now. Those that
+    `leave_together` all end before the first of them comes back: for the room that they leave.
     """
 
     def __init__(self, supervisor: Supervisor, keep: Keep) -> None:
@@ -27,6 +28,26 @@ class Rolls:
         self._roll: asyncio.Task[None] | None = None
         self._is_replacing = False
         self.outdated: frozenset[str] = frozenset()
+        self._together: dict[str, int] = {}  # and the generations that are to end
+
+    def leave_together(self, names: Iterable[str]) -> None:
+        """These of the outdated ones."""
+        services = self._supervisor.services
+        self._together = {name: services[name].generation for name in names}
+
+    @property
+    def leaving(self) -> tuple[str, ...]:
+        """Those of them whose processes have not ended yet."""
+        services = self._supervisor.services
+        return tuple(
+            name
+            for name, generation in self._together.items()
+            if services[name].generation == generation and services[name].pid is not None
+        )
+
+    def is_leaving(self, pid: int) -> bool:
+        """Whether it is the process of one of them."""
+        return any(self._supervisor.services[name].pid == pid for name in self.leaving)
 
     @property
     def pending(self) -> list[str]:
@@ -71,7 +92,9 @@ class Rolls:
     async def _replace_outdated(self) -> None:
         # Nobody sees a moment in which they are neither outdated nor being restarted.
         outdated, self.outdated = self.outdated, frozenset()
-        await self._restart(outdated)
+        for name in self._together:
+            self._supervisor.restart(name)
+        await self._restart(outdated.difference(self._together))
 
     async def _restart(self, names: Iterable[str], *, drain: bool = True) -> None:
         with suppress(LlmsupError):  # a succession that failed has been said, and ends the roll

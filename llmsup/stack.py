@@ -26,12 +26,12 @@ from llmsup.bookkeeping import Books
 from llmsup.card_gate import CardGate
 from llmsup.card_news import CardNews
 from llmsup.card_watch import CardWatch
-from llmsup.choosing import Change, Chosen, propose
+from llmsup.choosing import Change, Chosen, profile_file, propose
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
 from llmsup.config.paths import Paths
-from llmsup.config.schema import LlamaServer
+from llmsup.config.schema import LlamaServer, Profile
 from llmsup.control.wire import (
     Answer,
     ModelInfo,
@@ -48,6 +48,7 @@ from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
 from llmsup.errors import LaunchError, LlmsupError, ModelFileError, UsageError
 from llmsup.evidence import Evidence
+from llmsup.feasibility import require_feasible
 from llmsup.gateway import Gateway
 from llmsup.host import memory
 from llmsup.host.clocks import read_clocks
@@ -63,6 +64,7 @@ from llmsup.inquest import Findings
 from llmsup.on_demand import OnDemand
 from llmsup.placing import Placing, short_bytes
 from llmsup.preflight import load_startable
+from llmsup.profile_switching import ProfileSwitching
 from llmsup.publication import Publication
 from llmsup.rebalancing import Rebalancing
 from llmsup.rolls import Rolls
@@ -93,7 +95,13 @@ class Stack:
     """Everything one daemon keeps: the services of one profile and their gateway."""
 
     def __init__(
-        self, loaded: Loaded, paths: Paths, environ: Mapping[str, str], troubles: Troubles
+        self,
+        loaded: Loaded,
+        paths: Paths,
+        environ: Mapping[str, str],
+        troubles: Troubles,
+        *,
+        is_heir: bool = False,
     ) -> None:
         profile = loaded.profile
         self._loaded = loaded
@@ -132,7 +140,7 @@ class Stack:
             Placing(self._sizing, offload.plan),
             users,
             lambda: self._supervisor.services,
-            leaving=lambda: self._strays.card_users,
+            leaving=lambda: (*self._strays.card_users, *self._rolls.leaving),
             is_loading=lambda name: self._supervisor.keepers[name].is_loading(),
             short_bytes=short_bytes,
             on_placed=self._news.note_placed,
@@ -149,7 +157,7 @@ class Stack:
             on_death=self._note_death,
             drain_requests=self._drain_requests,
             troubles=troubles,
-            is_leaving=self._strays.has,
+            is_leaving=lambda pid: self._strays.has(pid) or self._rolls.is_leaving(pid),
             card=self._gate,
             succeed=self._succeed,
         )
@@ -167,7 +175,7 @@ class Stack:
             on_demand(profile),
             ttls_s(profile),
             services=lambda: self._publication.services,
-            expected=lambda: self._switching.expected,
+            expected=lambda: self._switching.expected | self._profiles.expected,
         )
         self.activator = Activator(
             routes, self._on_demand, profile.gateway.hold_timeout_s, models_api.app(routes, self)
@@ -217,6 +225,22 @@ class Stack:
             withheld=self._publication.withheld,
             publish=self._publish,
         )
+        self._profiles = ProfileSwitching(
+            loaded,
+            self._chosen,
+            self._supervisor,
+            self._journal,
+            is_heir=is_heir,
+            rolls=self._rolls,
+            strays=self._strays,
+            require_startable=self._require_startable,
+            require_feasible=self._require_feasible,
+            asked=lambda: self._remembering.asked,
+            hand_over=self._leave_to,
+            withheld=self._publication.withheld,
+            publish=self._publish,
+        )
+        self.heir = (str(loaded.path), loaded.overrides)  # the profile of the next daemon
         self._tasks: set[asyncio.Task[None]] = set()
         self._switch: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -242,6 +266,7 @@ class Stack:
         """
         self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
         asked = {name: each.asked for name, each in self._memory.items()}
+        asked |= self._profiles.asked
         idle = [name for name, each in asked.items() if each == "idle"]
         down = {name for name, each in asked.items() if each == "down"}
         down |= self._on_demand.recall(idle)
@@ -254,6 +279,7 @@ class Stack:
         self.gateway.prepare(takes_over=any(each.service == GATEWAY for each in found))
         self._unsettled = {each.service for each in found}
         taken = take_over(found, self._supervisor.keepers, up)
+        self._profiles.take_over(taken, up)
         self._rolls.outdated = taken.outdated - self._undo_switch(taken)
         # A new Envoy has no lists to be kept: whoever is ready helps.
         self._unsettled &= taken.adopted if GATEWAY in taken.adopted else frozenset()
@@ -278,6 +304,8 @@ class Stack:
         self._keep(keep_rotated(self._logs(), self._troubles))
         self._keep(keep_watch(self._paths.logs, self._troubles))
         self._keep(self._troubles.keep_trying())
+        if self._profiles.is_on:
+            self._switch = self._keep(self._profiles.watch())
 
     def _undo_switch(self, taken: Takeover) -> frozenset[str]:
         """End what a switch left behind that an earlier daemon did not finish.
@@ -400,11 +428,13 @@ class Stack:
     ) -> AsyncIterator[SwitchProgress | SwitchResult]:
         """Have a service serve another model file, or that of the profile; see `Switching`.
 
-        Raises UsageError and ConfigError for what cannot be meant, LlmsupError while a switch goes
-        on; then nothing changes.
+        Or another profile: see `ProfileSwitching`. Raises UsageError and ConfigError for what
+        cannot be meant, LlmsupError while a switch goes on; then nothing changes.
         """
         self._refuse_while_ending()
-        self._switching.require_idle()
+        self._refuse_while_switching()
+        if (profile := profile_file(target, model, self._loaded, self._paths)) is not None:
+            return await self._switch_profile(target, profile)
         services = self._supervisor.services
         change = await asyncio.to_thread(
             propose,
@@ -421,6 +451,23 @@ class Stack:
         self._switch = self._keep(self._switching.run(switch))
         self._switch.add_done_callback(lambda _: self.activator.note_change())
         return self._switching.follow(switch)
+
+    async def _switch_profile(
+        self, target: str, path: Path
+    ) -> AsyncIterator[SwitchProgress | SwitchResult]:
+        new = await self._require_startable(str(path))
+        self._refuse_while_ending()
+        self._refuse_while_switching()
+        self._profiles.begin(new)
+        self._switch = self._keep(self._profiles.run(target, new))
+        return await self._profiles.follow()
+
+    async def follow_switch(self) -> AsyncIterator[SwitchProgress | SwitchResult]:
+        """How far a switch to another profile is, or what came of the last one.
+
+        Raises LlmsupError where there was none.
+        """
+        return await self._profiles.follow()
 
     def shut_down(self, *, now: bool) -> Answer:
         """Stop everything, the gateway first; `stopped` is set at the end. Returns at once."""
@@ -444,22 +491,24 @@ class Stack:
         Raises ConfigError with everything that is wrong with it; then nothing changes.
         """
         self._refuse_while_ending()
-        self._switching.require_idle()
-        await asyncio.to_thread(
-            load_startable,
-            str(self._loaded.path),
-            environ=self._environ,
-            overrides=self._loaded.overrides,
-            home=self._paths,
-        )
+        self._refuse_while_switching()
+        await self._require_startable(str(self._loaded.path), self._loaded.overrides)
         return self.hand_over()
 
     def hand_over(self) -> Answer:
         """Leave everything as it is to a new daemon, which is started at once."""
         if self.handed_over.is_set():
             return Answer(changed=[], message="handing over")
+        self._refuse_while_switching()
+        self._leave_to(str(self._loaded.path), self._loaded.overrides)
+        return Answer(changed=[], message="handing over")
+
+    # --- inside
+
+    def _leave_to(self, profile: str, overrides: Sequence[str] = ()) -> None:
+        """Let go of everything, for a new daemon with this profile."""
         self._refuse_while_ending()
-        self._switching.require_idle()
+        self.heir = (profile, tuple(overrides))
         self._rolls.cancel()
         for task in self._tasks:
             task.cancel()
@@ -471,13 +520,33 @@ class Stack:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._journal.write("daemon", why="hands over to a new one")
         self.handed_over.set()
-        return Answer(changed=[], message="handing over")
 
-    # --- inside
+    async def _require_startable(self, source: str, overrides: Sequence[str] = ()) -> Loaded:
+        return await asyncio.to_thread(
+            load_startable,
+            source,
+            environ=self._environ,
+            overrides=overrides,
+            home=self._paths,
+        )
+
+    async def _require_feasible(self, new: Loaded) -> None:
+        await asyncio.to_thread(
+            require_feasible,
+            new.profile,
+            wanted(new.profile),
+            sizing=self._sizing_of(new.profile),
+            reading=await self._gate.read(),
+            coming_back_bytes=self._gate.leases.held_bytes,
+            environ=self._environ,
+        )
+
+    def _sizing_of(self, profile: Profile) -> Sizing:
+        return Sizing(profile, self._environ, lambda: self._books.ledger, self._paths.engines)
 
     def _is_changing(self) -> bool:
         """Whether services are restarted, or are not known to be ready yet."""
-        is_switching = self._switching.current is not None
+        is_switching = self._switching.current is not None or self._profiles.is_on
         return bool(self._ending or self._unsettled or self._rolls.pending or is_switching)
 
     def _take(self, loaded: Loaded) -> None:
@@ -499,10 +568,7 @@ class Stack:
             coming_bytes = sum(each.bytes for each in leases)
             free_bytes = min(reading.total_bytes, reading.free_bytes + coming_bytes)
             reading = replace(reading, free_bytes=free_bytes)
-        sizing = Sizing(
-            change.new.profile, self._environ, lambda: self._books.ledger, self._paths.engines
-        )
-        placing = Placing(sizing, offload.plan)
+        placing = Placing(self._sizing_of(change.new.profile), offload.plan)
         await asyncio.to_thread(placing.place, change.target, (), reading)
 
     def _trouble(self) -> str:
@@ -584,6 +650,10 @@ class Stack:
             raise UsageError("the stack is stopping", hint="llmsup start, once it has stopped")
         self._refuse_once_handed_over()
 
+    def _refuse_while_switching(self) -> None:
+        self._switching.require_idle()
+        self._profiles.require_idle()
+
     def _refuse_once_handed_over(self) -> None:
         if self.handed_over.is_set():
             raise LlmsupError("a new daemon takes over just now", hint="try again")
@@ -615,6 +685,7 @@ class Stack:
         self._on_demand.note_change(after)
         self._gate.note_change(before, after)
         self._switching.note_change()
+        self._profiles.note_change()
         self._remembering.soon()
         self.on_change()
         if after.state is not State.STARTING and after.name in self._unsettled:

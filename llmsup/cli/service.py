@@ -146,14 +146,15 @@ def _user_units() -> Path:
 def _rendered(unit: _Unit, profile: str, owner: tuple[str, str] | None) -> str:
     """The text of the unit. Raises ConfigError for a profile that it could not start."""
     environment = _environment(is_system=unit.is_system)
-    source = _checked(profile, environment)
+    # Named so, and not as an argument, it gives way to a profile that is switched to.
+    environment["LLMSUP_PROFILE"] = _checked(profile, environment)
     program = _program()
     user, group = owner or ("", "")
     name = "llmsup-system.service" if unit.is_system else NAME
     try:
         return render(
             (_templates() / name).read_text(),
-            start=(program, "start", "--foreground", source),
+            start=(program, "start", "--foreground"),
             reload=(program, "reload"),
             environment=environment,
             user=user,
