@@ -1,9 +1,9 @@
 """Whether a profile would come up here: its models, its programs, and its plan of the card."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from llmsup.config.schema import Command, LlamaServer, Profile, Qdrant, Service
+from llmsup.config.schema import LlamaServer, Profile, Qdrant
 from llmsup.core.device import Reading
 from llmsup.errors import LaunchError, LlmsupError
 from llmsup.host import binaries, gguf
@@ -24,11 +24,7 @@ def require_feasible(
     `services` are those that come up together, planned by `sizing` on the card as it was read, of
     which `coming_back_bytes` are free by then. Call it in a thread.
     """
-    problems = [
-        f"{name}: {problem}"
-        for name, spec in profile.service.items()
-        if (problem := _problem(spec, environ))
-    ]
+    problems = [*_problems(profile, environ)]
     plan = sizing.plan(reading, services, coming_back_bytes=coming_back_bytes)
     if plan.refusal:
         problems.append(plan.refusal)
@@ -36,16 +32,17 @@ def require_feasible(
         raise LlmsupError("; ".join(problems))
 
 
-def _problem(service: Service, environ: Mapping[str, str]) -> str:
+def _problems(profile: Profile, environ: Mapping[str, str]) -> Iterator[str]:
     try:
-        match service:
-            case LlamaServer():
+        binaries.envoy(profile.gateway.envoy, environ)
+    except LaunchError as error:
+        yield error.message
+    for name, service in profile.service.items():
+        try:
+            if isinstance(service, LlamaServer):
                 gguf.require_loadable(Path(service.model))
                 binaries.llama_server(service.binary, environ)
-            case Qdrant():
+            elif isinstance(service, Qdrant):
                 binaries.qdrant(service.binary, environ)
-            case Command():
-                pass
-    except LaunchError as error:
-        return error.message
-    return ""
+        except LaunchError as error:
+            yield f"{name}: {error.message}"

@@ -10,32 +10,33 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
-from msgspec.structs import replace
+from msgspec import structs
 
 from llmsup.adoption import Takeover
 from llmsup.choosing import Chosen
 from llmsup.config.load import Loaded
 from llmsup.config.models import size_bytes
-from llmsup.config.schema import LlamaServer
 from llmsup.control.wire import SwitchProgress, SwitchResult
 from llmsup.core import trial
-from llmsup.core.service import State
-from llmsup.core.trial import Failed, Passed, Pending, Phase, Story, Verdict, message
+from llmsup.core.service import State, Want
+from llmsup.core.trial import Failed, Pending, Phase, Story, Verdict, message
 from llmsup.errors import LlmsupError
 from llmsup.host import procfs
 from llmsup.host.choices import Trial
 from llmsup.host.journal import Journal
-from llmsup.host.model_server import served_model, token_fault
+from llmsup.host.model_server import served_model
+from llmsup.proving import Proving
 from llmsup.rolls import Rolls
 from llmsup.strays import Strays
 from llmsup.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
-FOREVER = 2**63
 LOOK_PERIOD_S = 0.05
 TELL_PERIOD_S = 0.5
 QUIET_TIMEOUT_S = 15.0
@@ -51,13 +52,12 @@ class Part(Enum):
 
 
 class ProfileSwitching:
-    """The switches of one daemon: the one that it ends, and the one that it begins.
+    """The switches of one daemon: the one that it ends, and the ones that it begins.
 
     `is_heir`: whether an earlier daemon has handed over to this one. `require_startable` loads the
     profile of a file and raises LlmsupError with everything that is wrong with it;
-    `require_feasible` raises it for what cannot come up here. `hand_over` leaves everything to a
-    new daemon with the profile of that file. `withheld` are the generations that get no requests;
-    `publish` has the lists follow it.
+    `require_feasible` raises it for what cannot come up here. `asked` is what the operator asked of
+    services. `hand_over` leaves everything to a new daemon with the profile of that file.
     """
 
     def __init__(
@@ -80,35 +80,35 @@ class ProfileSwitching:
         self._loaded = loaded
         self._chosen = chosen
         self._supervisor = supervisor
+        self._journal = journal
         self._rolls = rolls
         self._strays = strays
-        self._journal = journal
         self._require_startable = require_startable
         self._require_feasible = require_feasible
         self._asked = asked
         self._hand_over = hand_over
-        self._withheld = withheld
-        self._publish = publish
         self._woken = asyncio.Event()
-        self._trial = chosen.trial
-        self._part = _part(self._trial, str(loaded.path), is_heir=is_heir)
-        self._story: Story | None = None
-        self._phase = Phase.CHECKING
-        self._began_at = 0.0
-        self._result: SwitchResult | None = None
-        self._is_handed_over = False
+        self._proving = Proving(
+            loaded.profile,
+            supervisor,
+            chosen,
+            withheld=withheld,
+            publish=publish,
+            tell=self._woken.set,
+        )
         self._up: frozenset[str] = frozenset()
         self._last: dict[str, int] = {}  # generations of the other profile
-        self._proofs: dict[str, asyncio.Task[str] | None] = {}
-        if self._trial is not None and self._part is not Part.NONE:
-            self._resume(self._trial)
-
-    def _resume(self, found: Trial) -> None:
-        reason = found.reason or UNFINISHED
-        self._story = Story(Path(found.old).stem, Path(found.new).stem, reason)
-        is_trying = self._part is Part.TRYING
-        self._phase = Phase.LOADING if is_trying else Phase.RESTORING
-        self._began_at = found.began_at
+        self._result: SwitchResult | None = None
+        self._is_handed_over = False
+        self._story: Story | None = None
+        self._phase, self._began_at = Phase.CHECKING, 0.0
+        found = chosen.trial
+        self._part = _part(found, str(loaded.path), is_heir=is_heir)
+        if found is not None and self._part is not Part.NONE:
+            reason = found.reason or UNFINISHED
+            self._story = Story(Path(found.old).stem, Path(found.new).stem, reason)
+            self._phase = Phase.LOADING if self._part is Part.TRYING else Phase.RESTORING
+            self._began_at = found.began_at
 
     @property
     def is_on(self) -> bool:
@@ -124,16 +124,8 @@ class ProfileSwitching:
             )
 
     @property
-    def asked(self) -> Mapping[str, str]:
-        """What the operator had asked of services before the switch, where it is taken back."""
-        found = self._trial
-        if found is None or self._part is not Part.RETURNING or found.boot_id != procfs.boot_id():
-            return {}
-        return found.asked
-
-    @property
     def expected(self) -> frozenset[str]:
-        """The services that it is about to bring up, or that a next daemon is."""
+        """The services that it is about to bring up, or that the next daemon is."""
         return self._up if self.is_on else frozenset()
 
     def note_change(self) -> None:
@@ -146,16 +138,16 @@ class ProfileSwitching:
         """A switch, to be `run`. Raises LlmsupError while one goes on."""
         self.require_idle()
         self._story = Story(self._loaded.name, new.name)
-        self._phase, self._result, self._is_handed_over = Phase.CHECKING, None, False
-        self._began_at = time.monotonic()
+        self._phase, self._began_at = Phase.CHECKING, time.monotonic()
+        self._result = None
 
     async def run(self, target: str, new: Loaded) -> None:
         """Look at the profile that is called `target`, and hand over to it."""
-        if new.path == self._loaded.path:
-            self._remember(target)
-            await self._end(Phase.SWITCHED, was_serving=True)
-            return
         try:
+            if new.path == self._loaded.path:
+                self._choose(target)
+                await self._end(Phase.SWITCHED, was_serving=True)
+                return
             await self._require_feasible(new)
             self._try_out(target, new)
         except LlmsupError as error:
@@ -171,7 +163,7 @@ class ProfileSwitching:
         unready = [
             name
             for name, service in self._supervisor.services.items()
-            if service.state is not State.READY
+            if service.want is Want.UP and service.state is not State.READY
         ]
         tried = Trial(
             old=str(self._loaded.path),
@@ -190,117 +182,97 @@ class ProfileSwitching:
         self._give_way(tried.new)
 
     def _give_way(self, profile: str) -> None:
-        self._is_handed_over = True
         self._hand_over(profile)
+        self._is_handed_over = True
 
     # --- those after it
+
+    @property
+    def asked_before(self) -> Mapping[str, str]:
+        """What the operator had asked of services before the switch, where it is taken back."""
+        found = self._chosen.trial
+        if found is None or self._part is not Part.RETURNING or found.boot_id != procfs.boot_id():
+            return {}
+        return found.asked
 
     def take_over(self, taken: Takeover, up: Sequence[str]) -> None:
         """`up` are to come up, and these of them were adopted. To be called before any is started.
 
-        Models that differ leave together, and get no request any more from the first moment on:
-        none is answered by a model of the other profile, and each is planned with the room of all.
+        Models that differ leave together, and get no requests from the first moment on: none is
+        answered by a model of the other profile, and each is planned with the room of all.
         """
         if self._part is Part.NONE:
             return
-        services, keepers = self._supervisor.services, self._supervisor.keepers
-        touched = [name for name in up if name not in taken.adopted - taken.outdated]
-        models = [name for name in touched if keepers[name].unit.model is not None]
+        keepers, current = self._supervisor.keepers, taken.adopted - taken.outdated
         self._up = frozenset(up)
-        self._last = {name: services[name].generation for name in touched}
-        self._proofs = dict.fromkeys(models)
+        self._last = {name: keepers[name].service.generation for name in self._up - current}
+        models = {
+            name: last for name, last in self._last.items() if keepers[name].unit.model is not None
+        }
         self._rolls.leave_together(taken.outdated.intersection(models))
-        for name in models:
-            last = FOREVER if self._part is Part.TRYING else self._last[name] + 1
-            self._withheld[name] = range(last)
+        self._proving.begin(models, are_known=self._part is Part.RETURNING)
 
     async def watch(self) -> None:
         """Bring it to an end. Cancelled, it leaves everything as it is."""
+        is_trying = self._part is Part.TRYING
         try:
             verdict = await self._judged()
-            is_trying = self._part is Part.TRYING
-            if isinstance(verdict, Passed):
-                if is_trying and self._trial is not None:
-                    self._remember(self._trial.target)
+            if isinstance(verdict, Failed):
+                await (self._go_back if is_trying else self._lose)(verdict.reason)
+            else:
                 await self._end(Phase.SWITCHED if is_trying else Phase.RESTORED)
-            elif isinstance(verdict, Failed):
-                await (self._go_back if is_trying else self._give_up)(verdict.reason)
         except asyncio.CancelledError:
             self._break_off("the stack stops")
             raise
         except Exception as error:
             log.exception("the switch broke")
-            await self._give_up(f"{type(error).__name__}: {error}")
+            await self._lose(f"{type(error).__name__}: {error}")
 
     async def _judged(self) -> Verdict:
         while isinstance(verdict := self._judge(), Pending):
             self._woken.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_PERIOD_S):
                     await self._woken.wait()
-            except TimeoutError:
-                pass
         return verdict
 
     def _judge(self) -> Verdict:
-        is_trying = self._part is Part.TRYING
-        if is_trying:
-            self._prove_ready()
-        passed_over = set() if self._trial is None else set(self._trial.unready)
-        if is_trying:
-            passed_over -= self._proofs.keys()
+        found = self._chosen.trial
+        passed_over = frozenset(found.unready if found else ())
+        if self._part is Part.TRYING:
+            self._proving.look()
+            self._phase = Phase.VERIFYING if self._proving.loading is None else Phase.LOADING
+            faults = self._proving.faults
+            passed_over -= faults.keys()
+        else:
+            faults = dict.fromkeys(self._proving.faults, "")
         services = self._supervisor.services
-        faults = {
-            name: "" if not is_trying else proof.result() if proof and proof.done() else None
-            for name, proof in self._proofs.items()
-        }
         return trial.judge(
-            [services[name] for name in self._up if name not in passed_over],
+            [services[name] for name in self._up - passed_over],
             self._last,
             faults,
             is_rolling=bool(self._rolls.pending or self._rolls.leaving),
         )
 
-    def _prove_ready(self) -> None:
-        for name, proof in self._proofs.items():
-            service = self._supervisor.services[name]
-            is_new = service.generation > self._last[name]
-            if proof is None and is_new and service.state in {State.READY, State.UNREADY}:
-                self._note_load(name, time.monotonic() - service.started_at)
-                self._proofs[name] = asyncio.create_task(self._prove(name))
-
-    async def _prove(self, name: str) -> str:
-        """What is wrong with the server of a model; empty where it may answer from now on."""
-        port, model = self._supervisor.keepers[name].port, self._model(name)
-        fault = ""
-        if port is not None:
-            served = await served_model(port)
-            is_other = served and Path(served) != model
-            fault = f"it serves {served}" if is_other else await token_fault(port)
-        if not fault:
-            self._let_in([name])
-        self._woken.set()
-        return fault
-
     async def _go_back(self, reason: str) -> None:
         """Hand over to a daemon with the old profile, as long as that can be started."""
-        if self._trial is None or self._story is None:
+        found = self._chosen.trial
+        if found is None:
             return
         self._phase = Phase.RESTORING
-        log.error("going back to %s: %s", self._story.old, reason)
-        self._trial = replace(self._trial, reason=reason)
+        log.error("going back to %s: %s", found.old, reason)
         try:
-            await self._require_startable(self._trial.old)
+            await self._require_startable(found.old)
         except LlmsupError as error:
             why_lost = "; ".join(error.message.splitlines())
             await self._end(Phase.STUCK, reason=reason, why_lost=why_lost)
             return
         try:
-            self._chosen.try_out(self._trial)
+            self._chosen.try_out(structs.replace(found, reason=reason))
         except OSError as error:
-            log.error("it is not remembered why: %s", error)
+            log.error("the reason is not remembered: %s", error)
         await self._wait_quiet()
-        self._give_way(self._trial.old)
+        self._give_way(found.old)
 
     async def _wait_quiet(self) -> None:
         """Until nothing is being ended: the next daemon would adopt it."""
@@ -311,105 +283,89 @@ class ProfileSwitching:
                 return
             await asyncio.sleep(LOOK_PERIOD_S)
 
-    async def _give_up(self, reason: str) -> None:
-        """What ran before does not come back at once."""
+    async def _lose(self, reason: str) -> None:
+        """What ran before does not come back at once, or cannot be handed back to."""
         if self._part is Part.TRYING:
-            await self._end(Phase.STUCK, reason=reason, why_lost="see the daemon's log")
+            await self._end(Phase.STUCK, reason=reason, why_lost="see the log of the daemon")
         else:
             await self._end(Phase.LOST, why_lost=reason)
 
     # --- what is told
 
-    async def follow(self) -> AsyncIterator[SwitchProgress | SwitchResult]:
+    def follow(self) -> AsyncIterator[SwitchProgress | SwitchResult]:
         """How far it is, again and again, and what came of it at last.
 
-        Without a result it ends where another daemon goes on with it.
+        Without a result it ends where another daemon goes on with it. Raises LlmsupError where
+        there is none.
         """
         if self._story is None:
             raise LlmsupError("nothing is being switched", hint="llmsup events shows what was")
-        return self._followed()
+        return self._followed(self._story)
 
-    async def _followed(self) -> AsyncIterator[SwitchProgress | SwitchResult]:
-        yield self._progress()  # at least once: the client is to know that there is more to come
+    async def _followed(self, story: Story) -> AsyncIterator[SwitchProgress | SwitchResult]:
+        yield self._progress(story)  # at least once: the client is to know that there is more
         told, told_at = self._phase, time.monotonic()
         while self._result is None and not self._is_handed_over:
             if told is not self._phase or time.monotonic() >= told_at + TELL_PERIOD_S:
                 told, told_at = self._phase, time.monotonic()
-                yield self._progress()
+                yield self._progress(story)
             await asyncio.sleep(LOOK_PERIOD_S)
         if self._result is not None:
             yield self._result
 
-    def _progress(self) -> SwitchProgress:
-        services, story = self._supervisor.services, self._story
-        loading = [
-            name
-            for name in self._proofs
-            if services[name].generation <= self._last[name]
-            or services[name].state not in {State.READY, State.UNREADY}
-        ]
-        if self._part is Part.TRYING and self._phase in {Phase.LOADING, Phase.VERIFYING}:
-            self._phase = Phase.LOADING if loading or not self._proofs else Phase.VERIFYING
-        loading.sort(key=lambda name: services[name].pid is None)
-        name = loading[0] if loading else ""
-        model = self._model(name)
-        pid = services[name].pid if name else None
-        whole_bytes = size_bytes(model) if model else 0
-        taken_bytes = procfs.bytes_taken_in(pid) if pid else 0
-        return {
+    def _progress(self, story: Story) -> SwitchProgress:
+        progress: SwitchProgress = {
             "phase": self._phase.value,
-            "profile": story.new if story else "",
-            "service": name,
-            "model": model.name if model else "",
+            "profile": story.new,
+            "service": "",
+            "model": "",
             "elapsed_s": round(time.monotonic() - self._began_at, 3),
+            "read_bytes": 0,
+            "size_bytes": 0,
+            "last_load_s": None,
+            "why": "",
+        }
+        name = self._proving.loading
+        if name is None:
+            return progress
+        service, model = self._supervisor.services[name], self._proving.model(name)
+        whole_bytes = size_bytes(model)
+        taken_bytes = procfs.bytes_taken_in(service.pid) if service.pid is not None else 0
+        return {
+            **progress,
+            "service": name,
+            "model": model.name,
             "read_bytes": min(taken_bytes, whole_bytes),
             "size_bytes": whole_bytes,
-            "last_load_s": self._chosen.last_load_s(model) if model else None,
-            "why": services[name].why if name else "",
+            "last_load_s": self._chosen.last_load_s(model),
+            "why": service.why,
         }
 
-    def _model(self, name: str) -> Path | None:
-        spec = self._loaded.profile.service.get(name)
-        return Path(spec.model) if isinstance(spec, LlamaServer) else None
-
     # --- the end
-
-    def _let_in(self, names: Sequence[str]) -> None:
-        for name in names:
-            self._withheld.pop(name, None)
-        self._publish()
-
-    def _remember(self, profile: str | None) -> None:
-        try:
-            self._chosen.end_trial(profile)
-        except OSError as error:
-            log.error("what was switched to is not remembered: %s", error)
-
-    def _note_load(self, name: str, load_s: float) -> None:
-        model = self._model(name)
-        try:
-            if model is not None:
-                self._chosen.note_load(model, load_s)
-        except OSError as error:
-            log.warning("how long it took is not remembered: %s", error)
 
     async def _end(
         self, phase: Phase, *, reason: str = "", why_lost: str = "", was_serving: bool = False
     ) -> None:
         if self._story is None:
             return
-        story = Story(
-            self._story.old,
-            self._story.new,
-            reason or self._story.reason,
-            why_lost,
-            was_serving,
+        story = replace(
+            self._story,
+            reason=reason or self._story.reason,
+            why_lost=why_lost,
+            was_serving=was_serving,
         )
-        self._phase = phase
-        if self._chosen.trial is not None:
-            self._remember(None)
-        self._let_in(list(self._proofs))
+        found, self._phase = self._chosen.trial, phase
+        if found is not None:
+            self._choose(found.target if phase is Phase.SWITCHED else None)
+        self._proving.end()
         self._finish(message(phase, story), await self._current_model())
+
+    def _choose(self, profile: str | None) -> None:
+        """From now on the profile that is meant is this one; None: the one before."""
+        try:
+            self._chosen.end_trial(profile)
+        except OSError as error:
+            log.error("what came of the switch is not remembered: %s", error)
 
     def _break_off(self, why: str) -> None:
         if self._story is not None:
@@ -428,7 +384,7 @@ class ProfileSwitching:
         }
 
     async def _current_model(self) -> str | None:
-        """The model that the first route with a ready service is answered by."""
+        """The model that answers the first route of which one is ready."""
         for route in self._loaded.profile.route.values():
             for name in route.services:
                 keeper = self._supervisor.keepers[name]

@@ -38,7 +38,7 @@ class Rolls:
     @property
     def leaving(self) -> tuple[str, ...]:
         """Those of them whose processes have not ended yet."""
-        services = self._supervisor.services
+        services = self._supervisor.services if self._together else {}
         return tuple(
             name
             for name, generation in self._together.items()
@@ -57,7 +57,7 @@ class Rolls:
     def restart(self, names: Iterable[str], *, drain: bool = True) -> None:
         """Restart these, and then what a roll would still have come to."""
         chosen = tuple(names)
-        rest = {*self.outdated, *self._supervisor.restarting[1:]}.difference(chosen)
+        rest = {*self.outdated, *self._supervisor.restarting[1:]}.difference(chosen, self.leaving)
         self.cancel()
         self._begin(self._restart_first(chosen, drain, rest))
 
@@ -81,6 +81,8 @@ class Rolls:
             self.outdated = frozenset()
 
     def _begin(self, roll: Coroutine[object, object, None]) -> None:
+        for name in self.leaving:  # always first: others may wait for the room
+            self._supervisor.restart(name)
         self._roll = self._keep(roll)
 
     async def _restart_first(
@@ -92,8 +94,6 @@ class Rolls:
     async def _replace_outdated(self) -> None:
         # Nobody sees a moment in which they are neither outdated nor being restarted.
         outdated, self.outdated = self.outdated, frozenset()
-        for name in self._together:
-            self._supervisor.restart(name)
         await self._restart(outdated.difference(self._together))
 
     async def _restart(self, names: Iterable[str], *, drain: bool = True) -> None:

@@ -266,7 +266,7 @@ class Stack:
         """
         self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
         asked = {name: each.asked for name, each in self._memory.items()}
-        asked |= self._profiles.asked
+        asked |= self._profiles.asked_before
         idle = [name for name, each in asked.items() if each == "idle"]
         down = {name for name, each in asked.items() if each == "down"}
         down |= self._on_demand.recall(idle)
@@ -305,7 +305,7 @@ class Stack:
         self._keep(keep_watch(self._paths.logs, self._troubles))
         self._keep(self._troubles.keep_trying())
         if self._profiles.is_on:
-            self._switch = self._keep(self._profiles.watch())
+            self._keep_switch(self._profiles.watch())
 
     def _undo_switch(self, taken: Takeover) -> frozenset[str]:
         """End what a switch left behind that an earlier daemon did not finish.
@@ -448,8 +448,7 @@ class Stack:
         )
         self._refuse_while_ending()
         switch = self._switching.begin(change)
-        self._switch = self._keep(self._switching.run(switch))
-        self._switch.add_done_callback(lambda _: self.activator.note_change())
+        self._keep_switch(self._switching.run(switch))
         return self._switching.follow(switch)
 
     async def _switch_profile(
@@ -459,15 +458,15 @@ class Stack:
         self._refuse_while_ending()
         self._refuse_while_switching()
         self._profiles.begin(new)
-        self._switch = self._keep(self._profiles.run(target, new))
-        return await self._profiles.follow()
+        self._keep_switch(self._profiles.run(target, new))
+        return self._profiles.follow()
 
-    async def follow_switch(self) -> AsyncIterator[SwitchProgress | SwitchResult]:
+    def follow_switch(self) -> AsyncIterator[SwitchProgress | SwitchResult]:
         """How far a switch to another profile is, or what came of the last one.
 
         Raises LlmsupError where there was none.
         """
-        return await self._profiles.follow()
+        return self._profiles.follow()
 
     def shut_down(self, *, now: bool) -> Answer:
         """Stop everything, the gateway first; `stopped` is set at the end. Returns at once."""
@@ -789,6 +788,10 @@ class Stack:
             yield Rotated(keeper.unit.log, limits.max_size_bytes, limits.keep)
         yield Rotated(self._paths.daemon_log, limits.max_size_bytes, limits.keep)
         yield Rotated(self._paths.events, EVENTS_MAX_BYTES, EVENTS_KEEP)
+
+    def _keep_switch(self, work: Coroutine[object, object, None]) -> None:
+        self._switch = self._keep(work)
+        self._switch.add_done_callback(lambda _: self.activator.note_change())
 
     def _keep(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(_logged(work))

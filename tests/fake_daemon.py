@@ -119,7 +119,7 @@ class FakeStack:
 
         return lines()
 
-    async def follow_switch(self) -> AsyncIterator[SwitchProgress | SwitchResult]:
+    def follow_switch(self) -> AsyncIterator[SwitchProgress | SwitchResult]:
         raise LlmsupError("nothing is being switched")
 
     async def reload(self) -> Answer:

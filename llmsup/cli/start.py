@@ -106,9 +106,8 @@ def _require_same(
                 # that goes by its name may be of another machine.
                 load(asked, environ=os.environ, overrides=overrides, config_dir=home.config)
             other = asked.stem if asked.stem != up else str(asked)
-            raise LlmsupError(
-                f"{up} is up, not {other}", hint=f"llmsup switch {source}, or llmsup stop first"
-            )
+            also = "" if overrides else f", or llmsup switch {source}"
+            raise LlmsupError(f"{up} is up, not {other}", hint=f"llmsup stop first{also}")
     in_force = daemon["overrides"]
     is_asked_for = source is not None or overrides
     if is_asked_for and _by_key(overrides) != _by_key(in_force):

@@ -62,7 +62,7 @@ class Stack(Protocol):
         Raises UsageError.
         """
 
-    async def follow_switch(self) -> AsyncIterator[SwitchProgress | SwitchResult]:
+    def follow_switch(self) -> AsyncIterator[SwitchProgress | SwitchResult]:
         """A switch to another profile that an earlier daemon began, or what came of it."""
 
     async def reload(self) -> Answer:
@@ -132,7 +132,7 @@ def app(stack: Stack) -> Starlette:
         return _told(await stack.switch(body.target, body.model))
 
     async def follow_switch(_request: Request) -> Response:
-        return _told(await stack.follow_switch())
+        return _told(stack.follow_switch())
 
     async def reload(request: Request) -> Response:
         await _body(request, NoBody)

@@ -257,7 +257,7 @@ def test_the_choice_outlives_the_stack_until_another_profile_is_started(
     assert home.cli("start").returncode == 0
     assert profile_up(home) == "work"
     failed = home.cli("start", str(home.profile))
-    assert f"hint: llmsup switch {home.profile}" in failed.stderr
+    assert f"hint: llmsup stop first, or llmsup switch {home.profile}" in failed.stderr
     assert home.cli("stop").returncode == 0
 
     home.start()
