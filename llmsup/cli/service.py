@@ -16,6 +16,7 @@ from llmsup.config.paths import Paths, paths
 from llmsup.config.profiles import default_name, find
 from llmsup.control.client import daemon_is_alive
 from llmsup.errors import ConfigError, LlmsupError, UsageError
+from llmsup.host import choices
 from llmsup.host.systemctl import Systemctl, is_wsl, lingers
 from llmsup.services.systemd_unit import NAME, is_untouched, render
 
@@ -55,7 +56,8 @@ def install(
     if user and not system:
         raise UsageError("--user goes with --system", hint="llmsup service install -h")
     unit = _unit(system=system)
-    text = _rendered(unit, profile or default_name(os.environ), _owner(user) if system else None)
+    named = profile or default_name(os.environ)
+    text = _rendered(unit, named, _owner(user) if system else None)
     _require_untouched(unit, force=force)
     _write(unit.path, text)
     terminal.say(f"wrote {unit.path}")
@@ -68,6 +70,7 @@ def install(
     if now:
         _start(unit)
     if not system:
+        _warn_of_choice(named, _home(unit))
         _warn_of_linger()
 
 
@@ -286,6 +289,13 @@ def _explain_absence(unit: _Unit) -> None:
     else:
         hint = f"where systemd runs: {enable}; here: llmsup start"
     terminal.say(f"hint: {hint}")
+
+
+def _warn_of_choice(profile: str, home: Paths) -> None:
+    chosen = choices.peek(home.choices).profile
+    if chosen not in {"", profile}:
+        terminal.say(f"note: {chosen} was switched to, and is started until that is changed")
+        terminal.say(f"hint: llmsup switch {profile}")
 
 
 def _warn_of_linger() -> None:

@@ -75,13 +75,14 @@ def judge(
 def _failure(
     service: Service, last: Mapping[str, int], faults: Mapping[str, str | None]
 ) -> str | None:
+    why = service.why or f"it is {service.state.value}"
     if service.name not in faults:
-        return service.why if service.state is State.FAILED else None
+        return why if service.state is State.FAILED else None
     if observe(service, last[service.name]) is not Event.FAILED:
         return faults[service.name]
     death = service.death
     is_its = death is not None and death.generation > last[service.name]
-    return death.reason if death and is_its else service.why
+    return death.reason if death and is_its else why
 
 
 def _is_renewed(service: Service, last: Mapping[str, int]) -> bool:
