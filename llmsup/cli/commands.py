@@ -39,7 +39,8 @@ Profile = Annotated[
     str | None,
     typer.Argument(
         metavar="PROFILE",
-        help="A profile's name or file. Default: what is up, else LLMSUP_PROFILE, else dual.",
+        help="A profile's name or file. Default: what is up or was switched to, else "
+        "LLMSUP_PROFILE, else dual.",
         autocompletion=complete.profiles,
     ),
 ]

@@ -439,3 +439,53 @@ def test_a_profile_that_is_edited_as_it_is_tried_is_no_way_to_lose_the_stack(
     assert result["message"].endswith("; test serves again")
     pair.work.write_text(text)
     expect_old(home, before, count)
+
+
+# --- other profiles
+
+
+def test_from_dual_to_single_and_back_only_the_second_model_is_touched(
+    pair: Pair, home: Home
+) -> None:
+    services: dict[str, dict[str, Any]] = {"chat": {"priority": 10}, "code": {}}
+    pair.write(home.profile, services)
+    home.start()
+    pair.write(pair.work, services, 'mode = "single"')
+    before = pids(home)
+    assert switch(home)["success"]
+    assert serves(home) == {"chat": "model.gguf", "code": None}
+    wait_until(lambda: not is_alive(before["code"]), "code has ended")
+    assert switch(home, str(home.profile))["success"]
+    after = pids(home)
+    assert serves(home) == {"chat": "model.gguf", "code": "model.gguf"}
+    assert (after["chat"], after["gateway"]) == (before["chat"], before["gateway"])
+
+
+def test_a_service_without_a_model_has_to_come_up_as_well(pair: Pair, home: Home) -> None:
+    pair.start()
+    pair.offer()
+    broken = home.command("rag", ["/nowhere/program"])
+    pair.work.write_text(pair.work.read_text() + broken)
+    before, count = pids(home), len(home.processes())
+    result = switch(home)
+    assert result["message"].startswith("test was not switched to work: rag: "), result
+    assert "/nowhere/program" in result["message"]
+    expect_old(home, before, count)
+
+
+def test_what_cannot_be_gone_back_to_leaves_the_rest_of_the_new_one(pair: Pair, home: Home) -> None:
+    """Given an old profile that is no good any more by then."""
+    pair.start()
+    pair.write(pair.work, {"chat": {"env": {"LOADS_S": "1"}}, "vision": {"model": dying(home)}})
+    asking = begin(home)
+    home.profile.write_text("mode = 3")
+    said = asking.communicate(timeout=60)[1]
+    assert asking.returncode == 1, said
+    assert "vision: exited with status 1; test cannot be brought back (" in said
+    assert "work stays as it is" in said
+    assert profile_up(home) == "work"
+    assert answered(home) == "model.gguf"
+
+
+def dying(home: Home) -> str:
+    return str(another(home, "dies"))
