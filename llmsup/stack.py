@@ -26,7 +26,7 @@ from llmsup.bookkeeping import Books
 from llmsup.card_gate import CardGate
 from llmsup.card_news import CardNews
 from llmsup.card_watch import CardWatch
-from llmsup.choosing import Change, Chosen, profile_file, propose
+from llmsup.choosing import Chosen, profile_file, propose
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
@@ -41,7 +41,6 @@ from llmsup.control.wire import (
     UpstreamsInfo,
 )
 from llmsup.core import card, offload
-from llmsup.core.device import Device
 from llmsup.core.grant import may_use_card
 from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
@@ -62,12 +61,13 @@ from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.host.shortage import keep_watch
 from llmsup.inquest import Findings
 from llmsup.on_demand import OnDemand
-from llmsup.placing import Placing, short_bytes
+from llmsup.placing import Placed, Placing, short_bytes
 from llmsup.preflight import load_startable
 from llmsup.profile_switching import ProfileSwitching
 from llmsup.publication import Publication
 from llmsup.rebalancing import Rebalancing
 from llmsup.rolls import Rolls
+from llmsup.room import Beside, Room
 from llmsup.services import envoy
 from llmsup.sizing import Sizing
 from llmsup.snapshot import gpu_info, plan_info, service_info
@@ -76,6 +76,7 @@ from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
 from llmsup.switching import Switching
 from llmsup.troubles import Troubles
+from llmsup.understudy import Understudy
 from llmsup.units import GATEWAY, build, on_demand, rebuilt, ttls_s, wanted
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,11 @@ class Stack:
             Placing(self._sizing, offload.plan),
             users,
             lambda: self._supervisor.services,
-            leaving=lambda: (*self._strays.card_users, *self._rolls.leaving),
+            leaving=lambda: (
+                *self._strays.card_users,
+                *self._switching.on_card,
+                *self._rolls.leaving,
+            ),
             is_loading=lambda name: self._supervisor.keepers[name].is_loading(),
             short_bytes=short_bytes,
             on_placed=self._news.note_placed,
@@ -221,9 +226,12 @@ class Stack:
             self._journal,
             take=self._take,
             rebuild=self._rebuilt,
-            require_room=self._require_room,
+            room=Room(self._gate, lambda: self._supervisor.services, self._sizing_of),
+            enter=self._enter,
+            see_off=self._see_off,
             withheld=self._publication.withheld,
             publish=self._publish,
+            save=self._remembering.now,
         )
         self._profiles = ProfileSwitching(
             loaded,
@@ -278,9 +286,10 @@ class Stack:
         found = find(home_mark(self._paths))
         self.gateway.prepare(takes_over=any(each.service == GATEWAY for each in found))
         self._unsettled = {each.service for each in found}
-        taken = take_over(found, self._supervisor.keepers, up)
+        taken = take_over(found, self._supervisor.keepers, up, self._chosen.choice.unfinished)
         self._profiles.take_over(taken, up)
-        self._rolls.outdated = taken.outdated - self._undo_switch(taken)
+        self._undo_switch()
+        self._rolls.outdated = taken.outdated
         # A new Envoy has no lists to be kept: whoever is ready helps.
         self._unsettled &= taken.adopted if GATEWAY in taken.adopted else frozenset()
         if taken.adopted:
@@ -307,23 +316,16 @@ class Stack:
         if self._profiles.is_on:
             self._keep_switch(self._profiles.watch())
 
-    def _undo_switch(self, taken: Takeover) -> frozenset[str]:
-        """End what a switch left behind that an earlier daemon did not finish.
-
-        Returns the services that are restarted for it: no request is to be answered by them.
-        """
+    def _undo_switch(self) -> None:
+        """Forget one that an earlier daemon did not finish; what it started was not adopted."""
         touched = self._chosen.choice.unfinished
         if not touched:
-            return frozenset()
+            return
         with self._troubles.watched("the end of a switch is not remembered"):
             self._chosen.end()
         words = f"undoes an unfinished switch of {_listed(touched)}"
         log.info(words)
         self._journal.write("daemon", why=words)
-        stale = taken.outdated.intersection(touched)
-        for name in stale:
-            self._supervisor.restart(name, drain=False)
-        return stale
 
     # --- what the control API asks
 
@@ -355,7 +357,7 @@ class Stack:
                     time.monotonic(),
                     lease=self._gate.lease(name),
                     model=keeper.model,
-                    why=self._on_demand.why(keeper.service),
+                    why=self._on_demand.why(keeper.service) or self._switching.why(name),
                     trouble=self._trouble() if name == GATEWAY else self._rebalancing.why(name),
                 )
                 for name, keeper in self._supervisor.keepers.items()
@@ -555,20 +557,36 @@ class Stack:
         self._remembering.want(self._wanted)
         self._sizing.take(loaded.profile)
 
-    def _rebuilt(self, name: str, loaded: Loaded) -> Unit:
+    def _rebuilt(self, name: str, loaded: Loaded, port: int | None) -> Unit:
         unit, spec = self._supervisor.keepers[name].unit, loaded.profile.service[name]
+        unit = unit if port is None else replace(unit, port=port)
         return rebuilt(unit, spec, self._paths, self._environ)
 
-    async def _require_room(self, change: Change) -> None:
-        """Raise NoRoomError where the target has no room even with what gives way gone."""
-        reading = await self._gate.read()
-        if isinstance(reading, Device):
-            leases = filter(None, map(self._gate.lease, change.generations))
-            coming_bytes = sum(each.bytes for each in leases)
-            free_bytes = min(reading.total_bytes, reading.free_bytes + coming_bytes)
-            reading = replace(reading, free_bytes=free_bytes)
-        placing = Placing(self._sizing_of(change.new.profile), offload.plan)
-        await asyncio.to_thread(placing.place, change.target, (), reading)
+    def _enter(self, unit: Unit, generation: int, beside: Beside) -> Understudy:
+        if beside.grant.placement is not None:
+            placed = Placed(beside.grant.placement, generation, beside.free_bytes)
+            self._news.note_placed(placed)
+        return Understudy(
+            unit,
+            generation,
+            beside.grant,
+            on_change=self._note_understudy,
+            on_death=self._note_death,
+            troubles=self._troubles,
+        )
+
+    def _note_understudy(self, before: Service, after: Service) -> None:
+        self._switching.note_change()
+        self.on_change()
+        if before.state is not after.state:
+            words = after.why or "beside the one that serves"
+            self._tell_change(before, replace(after, why=words))
+
+    def _see_off(self, name: str, generation: int) -> None:
+        """End a process whose place was taken, once it has no clients any more."""
+        mark = self._supervisor.keepers[name].unit.generation_mark(generation)
+        self._strays.note([mark], {mark: name})
+        self._keep(self._strays.end(lambda _: self._drain_timeout_s(name)))
 
     def _trouble(self) -> str:
         return self.gateway.last_error or self._succession.trouble
@@ -696,6 +714,11 @@ class Stack:
             if before.why != after.why and after.state is not State.STARTING:
                 log.info("service=%s state=%s why=%s", after.name, after.state.value, after.why)
             return
+        self._tell_change(before, after)
+        if after.name == GATEWAY and after.state is State.READY:
+            self.gateway.wake()
+
+    def _tell_change(self, before: Service, after: Service) -> None:
         log.info(
             "service=%s generation=%d state=%s before=%s want=%s why=%s",
             after.name,
@@ -714,8 +737,6 @@ class Stack:
             want=after.want.value,
             why=after.why,
         )
-        if after.name == GATEWAY and after.state is State.READY:
-            self.gateway.wake()
 
     def _note_card(self, action: card.Action) -> None:
         is_back = isinstance(action, card.Renew)
