@@ -94,7 +94,8 @@ def _server(home: Paths) -> Server[Any]:
 
 def words(progress: SwitchProgress) -> str:
     """How far a switch is, on one line."""
-    text = f"{progress['service']}: {progress['phase']} {progress['model']}"
+    target = progress.get("profile") or progress["service"]
+    text = f"{target}: {progress['phase']} {progress['model']}".rstrip()
     return f"{text}, {progress['elapsed_s']:.0f} s"
 
 
