@@ -1,0 +1,306 @@
+"""Switches between two real models under eight closed-loop clients on both routes.
+
+Beside it, in the same run: how long llama-server takes to load the same model by itself.
+`python -m bench.switching [--switches N] [--way NAME]`
+"""
+
+import argparse
+import asyncio
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from bench.figures import line, spread, verdict
+from bench.models import gemma, smollm2
+from bench.plain_server import arguments_of, plain_server
+from bench.witness import Turn, faults, question
+from llmsup.control.client import Client
+from llmsup.control.wire import SwitchResult
+from llmsup.drill.traffic import Load, Record
+from llmsup.host import choices
+from tests.e2e.conftest import real_stack
+from tests.home import Home
+
+SWITCHES = 20
+PLAIN_LOADS = 5
+CLIENTS_PER_LOAD = 2
+PAUSE_S = 0.02
+LIMIT_MS = 300
+ROUTES = {"chat-3b": ("chat", "code"), "code-7b": ("code", "chat")}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is switched to: a service, and another model for it where that is not None."""
+
+    service: str
+    model: Path | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of switching: keys of the profile, and what is switched to in turn.
+
+    `falls_back`: the routes of which another service answers at times. `answers_meanwhile`: whether
+    anybody answers while a model loads.
+    """
+
+    name: str
+    keys: str
+    targets: tuple[Target, ...]
+    falls_back: frozenset[str] = frozenset()
+    answers_meanwhile: bool = True
+
+
+def ways() -> tuple[Way, ...]:
+    """All of them."""
+    models = (Target("chat", gemma()), Target("chat", smollm2()))
+    return (
+        Way("fallback", "", models, falls_back=frozenset({"chat-3b"})),
+        Way(
+            "single",
+            'mode = "single"\nactive = "chat"\n',
+            (Target("code"), Target("chat")),
+            falls_back=frozenset(ROUTES),
+            answers_meanwhile=False,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of one switch went, in seconds."""
+
+    model: str
+    total_s: float
+    drain_s: float
+    stop_s: float
+    spawn_s: float
+    load_s: float
+    verify_s: float
+
+    @property
+    def beyond_s(self) -> float:
+        """What it took beyond the load, and beyond the requests in flight."""
+        return self.total_s - self.load_s - self.drain_s
+
+
+@dataclass
+class Trial:
+    """What was seen of one way."""
+
+    way: Way
+    results: list[SwitchResult] = field(default_factory=list)
+    loads_s: list[float] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    records: dict[str, list[Record]] = field(default_factory=dict)
+    prompt_tokens: dict[str, int] = field(default_factory=dict)
+    plain_s: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def all_records(self) -> list[Record]:
+        """The requests of both routes."""
+        return [record for each in self.records.values() for record in each]
+
+    def follow(self, events: Sequence[dict[str, Any]]) -> None:
+        """Work out from the journal where the time went, and when it was whose turn."""
+        told: list[dict[str, Any]] = []
+        serving = {"chat": (smollm2().name, -math.inf), "code": (gemma().name, -math.inf)}
+        switched = iter(zip(self.results, self.loads_s, strict=True))
+        for event in events:
+            told.append(event)
+            if event["event"] != "switch":
+                continue
+            result, load_s = next(switched)
+            target, model = str(result["service"]), str(result["current_model"])
+            self.timings.append(_timing(told, target, result, load_s))
+            kept_at = _kept_at(told, target)
+            before, start = serving[target]
+            if before != model:
+                end = _confirmed_at(events, kept_at)
+                self.turns.append(Turn(target, before, start, end))
+                serving[target] = (model, kept_at)
+            told = []
+        for service, (model, start) in serving.items():
+            self.turns.append(Turn(service, model, start, math.inf))
+
+    def faults(self) -> list[str]:
+        """What is wrong with the answers."""
+        return [
+            fault
+            for route, records in self.records.items()
+            for fault in faults(records, ROUTES[route], self.turns, self.prompt_tokens)
+        ]
+
+
+async def run(home: Home, way: Way, switches: int, plain_loads: int = PLAIN_LOADS) -> Trial:
+    """Switch so many times under load. Each switch begins once all clients were answered.
+
+    `plain_loads` of each model are made before and as many after it.
+    """
+    real_stack(home)
+    home.profile.write_text(way.keys + home.profile.read_text())
+    home.start(timeout_s=90)
+    trial = Trial(way)
+    argv = arguments_of(home.service("chat")["pid"])
+    loads = [
+        (route, Load(home.gateway_port, question(route, is_stream=is_stream),
+                     clients=CLIENTS_PER_LOAD, pause_s=PAUSE_S))
+        for route in ROUTES
+        for is_stream in (False, True)
+    ]  # fmt: skip
+
+    async def load_alone() -> None:
+        await asyncio.to_thread(_load_alone, trial, argv, home.root, plain_loads)
+
+    if not way.answers_meanwhile:
+        await load_alone()
+    for _, load in loads:
+        load.start()
+    try:
+        if way.answers_meanwhile:
+            await load_alone()
+        for target in islice(cycle(way.targets), switches):
+            await _answered(loads)
+            model = None if target.model is None else str(target.model)
+            switch = Client(home.paths).switch
+            result = await asyncio.to_thread(switch, target.service, model)
+            trial.results.append(result)
+            trial.loads_s.append(_last_load_s(home, result["current_model"]))
+        await _answered(loads)
+        if way.answers_meanwhile:
+            await load_alone()
+    finally:
+        for route, load in loads:
+            trial.records.setdefault(route, []).extend(await load.finish())
+    if not way.answers_meanwhile:
+        await load_alone()
+    trial.follow(home.events())
+    return trial
+
+
+def _load_alone(trial: Trial, argv: Sequence[str], directory: Path, times: int) -> None:
+    """Beside the clients where they are answered while a model loads; else without them."""
+    for _ in range(times):
+        for model in (smollm2(), gemma()):
+            with plain_server(argv, model, directory / "plain.log") as server:
+                trial.plain_s.setdefault(model.name, []).append(server.load_s)
+                body = question("chat", is_stream=False)
+                trial.prompt_tokens[model.name] = server.prompt_tokens(body)
+
+
+async def _answered(loads: Sequence[tuple[str, Load]]) -> None:
+    """Until each client was answered once more."""
+    before = [len(load.records) for _, load in loads]
+    while any(
+        len(load.records) < count + 2 * CLIENTS_PER_LOAD
+        for (_, load), count in zip(loads, before, strict=True)
+    ):
+        await asyncio.sleep(0.01)
+
+
+def _last_load_s(home: Home, model: str | None) -> float:
+    """How long the daemon saw this model load the last time."""
+    loads = choices.peek(home.paths.choices).load_s
+    return next((took_s for path, took_s in loads.items() if Path(path).name == model), math.nan)
+
+
+def _timing(
+    told: Sequence[dict[str, Any]], target: str, result: SwitchResult, load_s: float
+) -> Timing:
+    """From what was told between the end of the switch before and the end of this one."""
+    states = [each for each in told if each["event"] == "state"]
+
+    def last(state: str, *, of: str | None = None) -> float:
+        at = [x["at_s"] for x in states if x["state"] == state and of in {None, x["service"]}]
+        return float(at[-1]) if at else math.nan
+
+    draining, stopping = last("draining"), last("stopping")
+    starting, ready = last("starting", of=target), last("ready", of=target)
+    return Timing(
+        model=str(result["current_model"]),
+        total_s=result["switch_time_s"],
+        drain_s=stopping - draining,
+        stop_s=starting - stopping,
+        spawn_s=ready - load_s - starting,
+        load_s=load_s,
+        verify_s=_kept_at(told, target) - ready,
+    )
+
+
+def _kept_at(told: Sequence[dict[str, Any]], target: str) -> float:
+    """When its requests were let in to what a switch brought up."""
+    lists = [each for each in told if each["event"] == "published" and target in each["upstreams"]]
+    return float(lists[-1]["at_s"]) if lists else math.nan
+
+
+def _confirmed_at(events: Sequence[dict[str, Any]], at: float) -> float:
+    """When Envoy was seen to have the lists of both routes that were published then."""
+    later = [
+        next((x["at_s"] for x in events
+              if x["event"] == "confirmed" and x["route"] == route and x["at_s"] > at), math.inf)
+        for route in ROUTES
+    ]  # fmt: skip
+    return max(later)
+
+
+def report(trial: Trial) -> bool:
+    """Print what was seen; whether it is as it should be."""
+    records, timings = trial.all_records, trial.timings
+    failed = [record for record in records if record.failed]
+    faults = trial.faults()
+    unsuccessful = [each["message"] for each in trial.results if not each["success"]]
+    print(f"{len(trial.results)} switches, {trial.way.name}")
+    fallback = sum(record.is_fallback for record in records)
+    line("requests", f"{len(records):8d}, {fallback} of them answered by the fallback")
+    line("longest wait of a request", f"{max(r.wait_s for r in records) * 1000:8.1f} ms")
+    for model in sorted(trial.plain_s):
+        mine = [each for each in timings if each.model == model]
+        line(model, "")
+        line("  switch", spread([each.total_s for each in mine]))
+        line("    requests in flight end", spread([each.drain_s for each in mine]))
+        line("    the old server ends", spread([each.stop_s for each in mine]))
+        line("    until the new one is spawned", spread([each.spawn_s for each in mine]))
+        line("    load, as the daemon saw it", spread([each.load_s for each in mine]))
+        line("    it proves itself", spread([each.verify_s for each in mine]))
+        line("  llama-server by itself", spread(trial.plain_s[model]))
+    for words in (*unsuccessful, *faults)[:5]:
+        line("wrong", words)
+    beyond_ms = [each.beyond_s * 1000 for each in timings]
+    line("beyond load and requests in flight", spread([each.beyond_s for each in timings]))
+    return all(
+        [
+            verdict("failed requests", len(failed), 0, ""),
+            verdict("answers of the wrong model", len(faults) - len(failed), 0, ""),
+            verdict("switches that failed", len(unsuccessful), 0, ""),
+            verdict("beyond the load, median", statistics.median(beyond_ms), LIMIT_MS, "ms"),
+        ]
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--switches", type=int, default=SWITCHES)
+    parser.add_argument("--way", choices=[way.name for way in ways()])
+    arguments = parser.parse_args()
+    holds = True
+    for way in ways():
+        if arguments.way not in {None, way.name}:
+            continue
+        home = Home()
+        try:
+            trial = asyncio.run(run(home, way, arguments.switches))
+            holds = report(trial) and holds
+        finally:
+            home.close()
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
