@@ -33,17 +33,27 @@ class Takeover:
 
 
 def take_over(
-    found: Iterable[Found], keepers: Mapping[str, Keeper], wanted: Collection[str]
+    found: Iterable[Found],
+    keepers: Mapping[str, Keeper],
+    wanted: Collection[str],
+    unproved: Mapping[str, int],
 ) -> Takeover:
     """Adopt the leader of the newest generation of each wanted service.
 
-    A helper that left for a session of its own looks like a leader, too: the oldest process is it.
+    `unproved`: from which generation on a service has none that could be adopted. A helper that
+    left for a session of its own looks like a leader, too: the oldest process is it.
     """
     everything = tuple(found)
     newest: dict[str, Found] = {}
+    last: dict[str, int] = {}
     for each in sorted(everything, key=lambda one: (-one.generation, one.start_ticks)):
-        if each.is_leader:
+        last.setdefault(each.service, each.generation)
+        is_unproved = each.generation >= unproved.get(each.service, each.generation + 1)
+        if each.is_leader and not is_unproved:
             newest.setdefault(each.service, each)
+    for name, keeper in keepers.items():
+        if name not in newest:
+            keeper.skip(last.get(name, 0))
     adoptions = {
         name: keepers[name].adopt(each)
         for name, each in newest.items()

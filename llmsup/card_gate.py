@@ -172,6 +172,16 @@ class CardGate:
             if not grant.device:
                 self._cardless[service] = generation
 
+    def succeed(
+        self, service: str, generation: int, grant: Grant, measured_bytes: int | None
+    ) -> None:
+        """A process that was placed and loaded beside the one of a service took its place."""
+        self.adopt(service, generation, grant, measured_bytes)
+        self._change(self._leases.loaded(service))
+        lease = self._leases.of(service)
+        if lease is not None and measured_bytes:
+            self._on_measured(lease)
+
     def forget(self, service: str) -> None:
         """What is known of its loads was of another model."""
         self._placing.forget(service)
@@ -291,7 +301,7 @@ class CardGate:
         if placement is not None:
             self._change(self._leases.placed(name, placement))
         # Before anybody is told, who might break: a turn without an answer would never end.
-        asker.answer.set_result(Grant(placement, _device_of(reading), self._placing.shrunk(name)))
+        asker.answer.set_result(Grant(placement, device_of(reading), self._placing.shrunk(name)))
         if isinstance(reading, NoDevice):
             self._cardless[name] = lease.generation
         self._say_no_card(reading.reason if isinstance(reading, NoDevice) else "")
@@ -422,7 +432,7 @@ class CardGate:
         return asyncio.get_running_loop().time()
 
 
-def _device_of(reading: Reading) -> str | None:
+def device_of(reading: Reading) -> str | None:
     """The card to use, none where the profile's is not there: not any other one instead."""
     if isinstance(reading, Device):
         return reading.uuid

@@ -34,11 +34,6 @@ class Change:
     leaving: tuple[str, ...]
     generations: Mapping[str, int]
 
-    @property
-    def touched(self) -> tuple[str, ...]:
-        """The services that it stops or starts."""
-        return (*self.leaving, self.target)
-
 
 def propose(
     target: str,
@@ -155,13 +150,16 @@ class Chosen:
         """It; `unfinished` where an earlier daemon did not come to the end of a switch."""
         return self._choices.of(self._profile_path)
 
-    def begin(self, touched: tuple[str, ...]) -> None:
-        """A switch begins: whoever finds this undoes it. Raises OSError."""
-        self._keep(structs.replace(self.choice, unfinished=touched))
+    def begin(self, service: str, generation: int) -> None:
+        """A service is switched, and from this generation on nothing has proved itself.
+
+        Whoever finds this undoes it. Raises OSError.
+        """
+        self._keep(structs.replace(self.choice, unfinished={service: generation}))
 
     def end(self, choice: Choice | None = None) -> None:
         """The switch is over; what is chosen is this, or what was before it. Raises OSError."""
-        self._keep(structs.replace(choice or self.choice, unfinished=()))
+        self._keep(structs.replace(choice or self.choice, unfinished={}))
 
     def last_load_s(self, model: Path) -> float | None:
         """How long the file took to load the last time."""

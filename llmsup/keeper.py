@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from llmsup.attendance import Attendance, Unit
 from llmsup.card_use import CardUse
@@ -61,6 +61,16 @@ IsLeaving = Callable[[int], bool]
 """Whether the process is being ended by this daemon, without being a service's any more."""
 
 
+@dataclass(frozen=True)
+class Running:
+    """A process, of which generation, how it was started, and where its output begins."""
+
+    process: Process
+    generation: int
+    launch: Launch
+    log_offset: int
+
+
 class Keeper:
     """One service and its process."""
 
@@ -92,6 +102,7 @@ class Keeper:
         self._mailbox: deque[Event] = deque()
         self._is_stepping = False
         self._process: Process | None = None
+        self._running: Running | None = None
         self._inquest = Inquest(unit)
         self._timer: asyncio.TimerHandle | None = None
         self.log_start: int | None = None  # of the process; that of an adopted one is not known
@@ -149,24 +160,34 @@ class Keeper:
         self._attend_to(process, found.generation, launch, offset)
         return is_current
 
-    def succeed(
-        self, process: Process, generation: int, launch: Launch, offset: int
-    ) -> Process | None:
-        """Keep `process`, which serves already, in place of the present one.
+    def succeed(self, successor: Running) -> Process | None:
+        """Keep a process that serves already in place of the present one.
 
-        Returns the one before, which is the caller's now; None where there is nothing to succeed.
+        Returns the one before, which is the caller's now; None where there was none. Raises
+        LaunchError while the service is being stopped.
         """
-        before = self._process
-        self.post(events.Succeeded(generation, process.pid))
-        if before is None or self.service.pid != process.pid:
-            return None
+        before, pid = self._process, successor.process.pid
+        event = events.Succeeded(successor.generation, pid)
+        if lifecycle.step(self.service, event, self._loop.time())[0].pid != pid:
+            raise LaunchError("the process to be replaced was stopped meanwhile")
+        # First: who is told of the change finds it where it listens.
+        self.port, self.model = self.unit.port, self.unit.model
+        self.log_start = successor.log_offset
+        self.post(event)
         self._dismiss()
-        before.disown()
-        self.port = self.unit.port
-        self._inquest.note_launch(launch)
-        self._inquest.note_process(process.pid, offset)
-        self._attend_to(process, generation, launch, offset)
+        if before is not None:
+            before.disown()
+        self._inquest.note_launch(successor.launch)
+        self._inquest.note_process(pid, successor.log_offset)
+        self._attend_to(
+            successor.process, successor.generation, successor.launch, successor.log_offset
+        )
         return before
+
+    def skip(self, generation: int) -> None:
+        """Begin with a later one: somebody has the number who is not kept."""
+        if generation > self.service.generation:
+            self.service = replace(self.service, generation=generation)
 
     def take(self, unit: Unit) -> None:
         """Start the next process as another `unit` of the same service says."""
@@ -187,14 +208,19 @@ class Keeper:
         result = await probe(health, self.unit.readiness.timeout_s)
         return result.outcome is Outcome.LOADING
 
-    def disown(self) -> None:
-        """Let go of the process, which lives on for the next daemon to adopt."""
+    def disown(self) -> Running | None:
+        """Let go of the process, which lives on: another keeper takes it, of this or a next daemon.
+
+        Returns it, if there is one.
+        """
         self._dismiss()
         if self._timer is not None:
             self._timer.cancel()
-        if self._process is not None:
-            self._process.disown()
-            self._process = None
+        if self._process is None:
+            return None
+        self._process.disown()
+        self._process = None
+        return self._running
 
     async def wait_swept(self) -> None:
         """Until no descendant that left its process group is being looked for any more."""
@@ -317,6 +343,7 @@ class Keeper:
             self._note_exit(generation, launch, status, log_offset)
 
         self._process = process
+        self._running = Running(process, generation, launch, log_offset)
         process.watch(on_exit)
         attendance = Attendance(
             self.unit, generation, launch, process, post=self.post, service=lambda: self.service

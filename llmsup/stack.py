@@ -26,12 +26,12 @@ from llmsup.bookkeeping import Books
 from llmsup.card_gate import CardGate
 from llmsup.card_news import CardNews
 from llmsup.card_watch import CardWatch
-from llmsup.choosing import Change, Chosen, propose
+from llmsup.choosing import Chosen, propose
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
 from llmsup.config.paths import Paths
-from llmsup.config.schema import LlamaServer
+from llmsup.config.schema import LlamaServer, Profile
 from llmsup.control.wire import (
     Answer,
     ModelInfo,
@@ -41,8 +41,7 @@ from llmsup.control.wire import (
     UpstreamsInfo,
 )
 from llmsup.core import card, offload
-from llmsup.core.device import Device
-from llmsup.core.grant import may_use_card
+from llmsup.core.grant import Grant, may_use_card
 from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
@@ -66,6 +65,7 @@ from llmsup.preflight import load_startable
 from llmsup.publication import Publication
 from llmsup.rebalancing import Rebalancing
 from llmsup.rolls import Rolls
+from llmsup.room import Room
 from llmsup.services import envoy
 from llmsup.sizing import Sizing
 from llmsup.snapshot import gpu_info, plan_info, service_info
@@ -74,6 +74,7 @@ from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
 from llmsup.switching import Switching
 from llmsup.troubles import Troubles
+from llmsup.understudy import Understudy
 from llmsup.units import GATEWAY, build, on_demand, rebuilt, ttls_s, wanted
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class Stack:
             Placing(self._sizing, offload.plan),
             users,
             lambda: self._supervisor.services,
-            leaving=lambda: self._strays.card_users,
+            leaving=lambda: (*self._strays.card_users, *self._switching.on_card),
             is_loading=lambda name: self._supervisor.keepers[name].is_loading(),
             short_bytes=short_bytes,
             on_placed=self._news.note_placed,
@@ -213,7 +214,9 @@ class Stack:
             self._journal,
             take=self._take,
             rebuild=self._rebuilt,
-            require_room=self._require_room,
+            room=Room(self._gate, lambda: self._supervisor.services, self._sizing_of),
+            enter=self._enter,
+            see_off=self._see_off,
             withheld=self._publication.withheld,
             publish=self._publish,
         )
@@ -253,8 +256,9 @@ class Stack:
         found = find(home_mark(self._paths))
         self.gateway.prepare(takes_over=any(each.service == GATEWAY for each in found))
         self._unsettled = {each.service for each in found}
-        taken = take_over(found, self._supervisor.keepers, up)
-        self._rolls.outdated = taken.outdated - self._undo_switch(taken)
+        taken = take_over(found, self._supervisor.keepers, up, self._chosen.choice.unfinished)
+        self._undo_switch()
+        self._rolls.outdated = taken.outdated
         # A new Envoy has no lists to be kept: whoever is ready helps.
         self._unsettled &= taken.adopted if GATEWAY in taken.adopted else frozenset()
         if taken.adopted:
@@ -279,23 +283,16 @@ class Stack:
         self._keep(keep_watch(self._paths.logs, self._troubles))
         self._keep(self._troubles.keep_trying())
 
-    def _undo_switch(self, taken: Takeover) -> frozenset[str]:
-        """End what a switch left behind that an earlier daemon did not finish.
-
-        Returns the services that are restarted for it: no request is to be answered by them.
-        """
+    def _undo_switch(self) -> None:
+        """Forget one that an earlier daemon did not finish; what it started was not adopted."""
         touched = self._chosen.choice.unfinished
         if not touched:
-            return frozenset()
+            return
         with self._troubles.watched("the end of a switch is not remembered"):
             self._chosen.end()
         words = f"undoes an unfinished switch of {_listed(touched)}"
         log.info(words)
         self._journal.write("daemon", why=words)
-        stale = taken.outdated.intersection(touched)
-        for name in stale:
-            self._supervisor.restart(name, drain=False)
-        return stale
 
     # --- what the control API asks
 
@@ -487,23 +484,35 @@ class Stack:
         self._remembering.want(self._wanted)
         self._sizing.take(loaded.profile)
 
-    def _rebuilt(self, name: str, loaded: Loaded) -> Unit:
+    def _rebuilt(self, name: str, loaded: Loaded, port: int | None) -> Unit:
         unit, spec = self._supervisor.keepers[name].unit, loaded.profile.service[name]
+        unit = unit if port is None else replace(unit, port=port)
         return rebuilt(unit, spec, self._paths, self._environ)
 
-    async def _require_room(self, change: Change) -> None:
-        """Raise NoRoomError where the target has no room even with what gives way gone."""
-        reading = await self._gate.read()
-        if isinstance(reading, Device):
-            leases = filter(None, map(self._gate.lease, change.generations))
-            coming_bytes = sum(each.bytes for each in leases)
-            free_bytes = min(reading.total_bytes, reading.free_bytes + coming_bytes)
-            reading = replace(reading, free_bytes=free_bytes)
-        sizing = Sizing(
-            change.new.profile, self._environ, lambda: self._books.ledger, self._paths.engines
+    def _sizing_of(self, profile: Profile) -> Sizing:
+        return Sizing(profile, self._environ, lambda: self._books.ledger, self._paths.engines)
+
+    def _enter(self, unit: Unit, generation: int, grant: Grant) -> Understudy:
+        return Understudy(
+            unit,
+            generation,
+            grant,
+            on_change=self._note_understudy,
+            on_death=self._note_death,
+            troubles=self._troubles,
         )
-        placing = Placing(sizing, offload.plan)
-        await asyncio.to_thread(placing.place, change.target, (), reading)
+
+    def _note_understudy(self, before: Service, after: Service) -> None:
+        self._switching.note_change()
+        self.on_change()
+        if before.state is not after.state:
+            self._tell_change(before, after)
+
+    def _see_off(self, name: str, generation: int) -> None:
+        """End a process whose place was taken, once it has no clients any more."""
+        mark = self._supervisor.keepers[name].unit.generation_mark(generation)
+        self._strays.note([mark], {mark: name})
+        self._keep(self._strays.end(lambda _: self._drain_timeout_s(name)))
 
     def _trouble(self) -> str:
         return self.gateway.last_error or self._succession.trouble
@@ -626,6 +635,11 @@ class Stack:
             if before.why != after.why and after.state is not State.STARTING:
                 log.info("service=%s state=%s why=%s", after.name, after.state.value, after.why)
             return
+        self._tell_change(before, after)
+        if after.name == GATEWAY and after.state is State.READY:
+            self.gateway.wake()
+
+    def _tell_change(self, before: Service, after: Service) -> None:
         log.info(
             "service=%s generation=%d state=%s before=%s want=%s why=%s",
             after.name,
@@ -644,8 +658,6 @@ class Stack:
             want=after.want.value,
             why=after.why,
         )
-        if after.name == GATEWAY and after.state is State.READY:
-            self.gateway.wake()
 
     def _note_card(self, action: card.Action) -> None:
         is_back = isinstance(action, card.Renew)

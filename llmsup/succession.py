@@ -20,7 +20,7 @@ from llmsup.errors import GatewayError, LlmsupError
 from llmsup.host import envoy_trial, logfile, ports, procfs
 from llmsup.host.admin import Admin
 from llmsup.host.process import ExitStatus, Process
-from llmsup.keeper import Keeper
+from llmsup.keeper import Keeper, Running
 from llmsup.services.launch import Launch
 
 log = logging.getLogger(__name__)
@@ -124,9 +124,9 @@ class Succession:
                     if self._keeper.service.generation != before.generation:
                         raise GatewayError("the process to be replaced has ended meanwhile")
                     await asyncio.sleep(LOOK_PERIOD_S)
-            retired = self._keeper.succeed(process, generation, launch, offset)
-            if retired is None:
+            if self._keeper.service.state not in SUCCEEDABLE:
                 raise GatewayError("the process to be replaced was stopped meanwhile")
+            retired = self._keeper.succeed(Running(process, generation, launch, offset))
         except BaseException as error:
             process.kill()
             if isinstance(error, TimeoutError):
@@ -135,7 +135,8 @@ class Succession:
             raise
         log.info("service=%s generation=%d takes over", unit.name, generation)
         self._stand_in.close()
-        self._retire(_Retired(retired, generation, self._predecessor_socket(epoch)))
+        if retired is not None:
+            self._retire(_Retired(retired, generation, self._predecessor_socket(epoch)))
 
     def _said(self, offset: int) -> list[str]:
         log_path = self._keeper.unit.log

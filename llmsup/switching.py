@@ -6,7 +6,7 @@ that leaves a profile in which what ran before is what is wanted.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from llmsup.config.schema import LlamaServer
 from llmsup.control.wire import SwitchProgress, SwitchResult
 from llmsup.core.service import State, Want
 from llmsup.core.switching import (
+    BESIDE,
     ENDS,
     Action,
     Event,
@@ -27,14 +28,18 @@ from llmsup.core.switching import (
     Story,
     message,
     observe,
+    observe_beside,
     observe_return,
     step,
 )
-from llmsup.errors import LlmsupError
-from llmsup.host import gguf, procfs
+from llmsup.errors import LaunchError, LlmsupError
+from llmsup.host import gguf, ports, procfs
 from llmsup.host.journal import Journal
 from llmsup.host.model_server import served_model, token_fault
+from llmsup.keeper import Keeper
+from llmsup.room import Beside, Room
 from llmsup.supervisor import Supervisor
+from llmsup.understudy import Enter, Understudy
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +57,10 @@ class Switch:
     began_at: float
     result: asyncio.Future[SwitchResult]
     phase: Phase = Phase.CHECKING
+    beside: Beside | None = None  # how the target fits beside what runs
+    holds_card: bool = False  # nobody else may be placed meanwhile
+    understudy: Understudy | None = None
+    first_generation: int = 0  # that is the target
     spawned_at: float | None = None
     returning: dict[str, int] = field(default_factory=dict)
     proof: asyncio.Task[str] | None = None
@@ -61,8 +70,9 @@ class Switching:
     """The switches of one stack.
 
     `take` makes another profile the one that is in force. `rebuild` is the unit of a service as a
-    profile has it. `require_room` raises LlmsupError where a change cannot work on this card.
-    `withheld` are the generations that get no requests; `publish` has the lists follow it.
+    profile has it; a port of None is the one it has. `enter` makes an understudy, and `see_off`
+    ends the generation of a service whose place was taken. `withheld` are the generations that get
+    no requests; `publish` has the lists follow it.
     """
 
     def __init__(
@@ -73,8 +83,10 @@ class Switching:
         journal: Journal,
         *,
         take: Callable[[Loaded], None],
-        rebuild: Callable[[str, Loaded], Unit],
-        require_room: Callable[[Change], Awaitable[None]],
+        rebuild: Callable[[str, Loaded, int | None], Unit],
+        room: Room,
+        enter: Enter,
+        see_off: Callable[[str, int], None],
         withheld: dict[str, range],
         publish: Callable[[], None],
     ) -> None:
@@ -84,7 +96,9 @@ class Switching:
         self._journal = journal
         self._take = take
         self._rebuild = rebuild
-        self._require_room = require_room
+        self._room = room
+        self._enter = enter
+        self._see_off = see_off
         self._withheld = withheld
         self._publish = publish
         self._clock = asyncio.get_running_loop().time
@@ -124,6 +138,12 @@ class Switching:
             return frozenset(change.generations)
         return frozenset({change.target})
 
+    @property
+    def on_card(self) -> tuple[str, ...]:
+        """What is on the card without being a service of the profile, in words."""
+        current = self.current
+        return (f"the switch of {current.change.target}",) if current and current.holds_card else ()
+
     def note_change(self) -> None:
         """A service is another one now."""
         self._woken.set()
@@ -146,7 +166,9 @@ class Switching:
             raise
         except Exception as error:
             log.exception("the switch of %s broke", switch.story.target)
-            if switch.story.target in self._withheld:
+            if switch.phase in BESIDE or switch.understudy is not None:
+                await self._drop(switch)
+            elif switch.story.target in self._withheld:
                 await self._restore(switch)
             self._break_off(switch, f"{type(error).__name__}: {error}")
 
@@ -162,8 +184,9 @@ class Switching:
 
     def progress(self, switch: Switch) -> SwitchProgress:
         """How far it is."""
-        service = self._supervisor.services[switch.story.target]
-        is_loading = switch.phase is Phase.LOADING and service.pid is not None
+        service = self._target(switch).service
+        loading = {Phase.LOADING, Phase.LOADING_BESIDE}
+        is_loading = switch.phase in loading and service.pid is not None
         size_bytes = _size_bytes(switch.change.model)
         taken_bytes = procfs.bytes_taken_in(service.pid or 0) if is_loading else 0
         return {
@@ -190,14 +213,20 @@ class Switching:
                 return Event.FOUND_SERVING
         try:
             await asyncio.to_thread(gguf.require_loadable, change.model)
-            await self._require_room(change)
+            switch.holds_card = True
+            switch.beside = await self._room.look(change)
+            # One more than the next, which what runs may need if it dies.
+            spare = int(switch.beside is not None and change.target in change.generations)
+            switch.first_generation = keeper.service.generation + 1 + spare
             # From here on a daemon that is killed over it undoes it.
-            self._chosen.begin(change.touched)
+            self._chosen.begin(change.target, switch.first_generation)
         except LlmsupError as error:
             return self._failed(switch, Event.REFUSED, error.message)
         except OSError as error:
             return self._failed(switch, Event.REFUSED, f"nothing can be remembered of it: {error}")
-        return Event.ACCEPTED
+        finally:
+            switch.holds_card = switch.beside is not None and change.target in change.generations
+        return Event.ACCEPTED if switch.beside is None else Event.FITS_BESIDE
 
     async def _next_event(self, switch: Switch) -> Event:
         while True:
@@ -215,50 +244,113 @@ class Switching:
             why = "; ".join(f"{each.name}: {each.why}" for each in returning if each.why)
             switch.story = replace(switch.story, why_lost=why)
             return event
-        service = services[change.target]
-        event = observe(service, self._last_generation(switch))
+        if services[change.target].want is Want.DOWN:
+            return Event.STOPPED
+        service, last_generation = self._target(switch).service, switch.first_generation - 1
+        look = observe_beside if switch.phase in BESIDE else observe
+        event = look(service, last_generation)
         if event is Event.SPAWNED and switch.spawned_at is None:
             switch.spawned_at = self._clock()
         if event is Event.FAILED:
             death = service.death
-            is_its = death is not None and death.generation > self._last_generation(switch)
+            is_its = death is not None and death.generation > last_generation
             self._failed(switch, event, death.reason if death and is_its else service.why)
         elif event is Event.BECAME_READY and switch.proof is not None and switch.proof.done():
-            fault = switch.proof.result()
-            return self._failed(switch, Event.DISPROVED, fault) if fault else Event.PROVED
+            if fault := switch.proof.result():
+                return self._failed(switch, Event.DISPROVED, fault)
+            # One that is being restarted is succeeded once its new process is on its way.
+            is_ending = services[change.target].state in {State.DRAINING, State.STOPPING}
+            return None if switch.understudy and is_ending else Event.PROVED
+        if switch.understudy and services[change.target].generation >= switch.first_generation:
+            why = f"{change.target} died again and again meanwhile"
+            return self._failed(switch, Event.FAILED, why)
         return event
 
     def _failed(self, switch: Switch, event: Event, reason: str) -> Event:
         switch.story = replace(switch.story, reason=reason)
         return event
 
-    def _last_generation(self, switch: Switch) -> int:
-        return self._withheld[switch.change.target].start - 1
+    def _target(self, switch: Switch) -> Keeper | Understudy:
+        return switch.understudy or self._supervisor.keepers[switch.change.target]
 
     # --- what is done
 
     async def _perform(self, action: Action, switch: Switch) -> None:
         match action:
             case Action.REPLACE:
-                await self._replace(switch.change)
+                await self._replace(switch)
+            case Action.START_BESIDE:
+                self._start_beside(switch)
             case Action.VERIFY:
                 self._note_load(switch)
-                switch.proof = asyncio.create_task(self._prove(switch.change))
+                switch.proof = asyncio.create_task(self._prove(switch))
                 switch.proof.add_done_callback(lambda _: self._woken.set())
             case Action.KEEP:
                 self._put_in_force(switch.change.target, switch.change.new)
                 self._remember(switch.change.choice)
                 self._let_in(switch)
+            case Action.TAKE_OVER:
+                await self._take_over(switch)
+            case Action.DROP:
+                await self._drop(switch)
             case Action.RESTORE:
                 await self._restore(switch)
             case Action.GIVE_UP:
                 self._put_in_force(switch.change.target, switch.change.old)
                 self._let_in(switch)
 
-    async def _replace(self, change: Change) -> None:
+    def _start_beside(self, switch: Switch) -> None:
+        change, first = switch.change, switch.first_generation
+        if change.target in change.generations and switch.beside is not None:
+            keepers = self._supervisor.keepers.values()
+            taken = {port for each in keepers for port in (each.port, each.unit.port) if port}
+            unit = self._rebuild(change.target, change.new, ports.free_port(taken))
+            switch.understudy = self._enter(unit, first, switch.beside.grant)
+            switch.understudy.start()
+        else:
+            self._withheld[change.target] = range(first, FOREVER)
+            self._put_in_force(change.target, change.new)
+            self._supervisor.start([change.target])
+
+    async def _take_over(self, switch: Switch) -> None:
+        """From here on the target has the requests, and what ran before finishes its own."""
+        change, understudy, beside = switch.change, switch.understudy, switch.beside
+        if understudy is None or beside is None:
+            self._remember(change.choice)
+            self._let_in(switch)
+            self._supervisor.stop(change.leaving)
+            return
+        keeper = self._supervisor.keepers[change.target]
+        before, took_bytes = keeper.service.generation, beside.took_bytes(await self._gate.read())
+        successor = understudy.yield_place()
+        if successor is None:
+            raise LaunchError("it ended at the last moment")
+        self._put_in_force(change.target, change.new, understudy.unit)
+        self._remember(change.choice)
+        keeper.succeed(successor)
+        switch.understudy = None
+        self._gate.succeed(change.target, successor.generation, beside.grant, took_bytes)
+        self._see_off(change.target, before)
+
+    async def _drop(self, switch: Switch) -> None:
+        """What ran before has never stopped: only the target ends."""
+        understudy, target = switch.understudy, switch.change.target
+        if understudy is not None:
+            await understudy.end()
+            switch.understudy = None
+        else:
+            self._put_in_force(target, switch.change.old)
+            await self._supervisor.stop_in_order([target], drain=False)
+        switch.holds_card = False
+
+    async def _replace(self, switch: Switch) -> None:
+        change = switch.change
+        if switch.understudy is not None:
+            await self._drop(switch)
+        switch.spawned_at = switch.proof = None
         target = self._supervisor.keepers[change.target]
-        generation = target.service.generation
-        self._withheld[change.target] = range(generation + 1, FOREVER)
+        switch.first_generation = target.service.generation + 1
+        self._withheld[change.target] = range(switch.first_generation, FOREVER)
         self._put_in_force(change.target, change.new)
         await self._supervisor.stop_in_order(change.leaving)
         if target.service.want is Want.UP:
@@ -285,22 +377,22 @@ class Switching:
             switch.returning[target] = generation
         self._supervisor.start(change.leaving)
 
-    def _put_in_force(self, target: str, loaded: Loaded) -> None:
+    def _put_in_force(self, target: str, loaded: Loaded, unit: Unit | None = None) -> None:
         self._take(loaded)
-        self._supervisor.keepers[target].take(self._rebuild(target, loaded))
+        self._supervisor.keepers[target].take(unit or self._rebuild(target, loaded, None))
         self._gate.forget(target)
 
     def _let_in(self, switch: Switch) -> None:
         self._withheld.pop(switch.change.target, None)
         self._publish()
 
-    async def _prove(self, change: Change) -> str:
+    async def _prove(self, switch: Switch) -> str:
         """What is wrong with the target; empty where it serves what it should."""
-        port = self._supervisor.keepers[change.target].port
+        port = self._target(switch).port
         if port is None:
             return ""
         served = await served_model(port)
-        if served and Path(served) != change.model:
+        if served and Path(served) != switch.change.model:
             return f"it serves {served}"
         return await token_fault(port)
 

@@ -11,13 +11,14 @@ from llmsup.config.wording import Key
 class Choice(Struct, frozen=True, forbid_unknown_fields=True):
     """Over one profile: the `active` service of single mode, and model files by service.
 
-    `unfinished`: the services of a switch that goes on, which is not in the rest yet. A daemon that
-    finds any takes over from one that died over it.
+    `unfinished`: of a switch that goes on, which is not in the rest yet: the first generation of a
+    service that has not proved itself. A daemon that finds any takes over from one that died over
+    it.
     """
 
     active: str | None = None
     models: dict[str, str] = {}
-    unfinished: tuple[str, ...] = ()
+    unfinished: dict[str, int] = {}
 
 
 NOTHING = Choice()

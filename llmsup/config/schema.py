@@ -269,9 +269,13 @@ class Gateway(Table, frozen=True):
 
 
 class Profile(Table, frozen=True):
-    """A whole profile. `mode = "single"`: of the unpinned models only `active` is up."""
+    """A whole profile. `mode = "single"`: of the unpinned models only `active` is up.
+
+    `switch = "break-first"`: what runs gives way before another model is started in its place.
+    """
 
     mode: Literal["dual", "single"] = "dual"
+    switch: Literal["auto", "break-first"] = "auto"
     active: str | None = None
     env_file: Text | None = None
     models: Models = Models()

@@ -19,26 +19,34 @@ class Phase(Enum):
     LEAVING = "leaving"  # what ran before finishes its requests and ends
     LOADING = "loading"  # the target has a process
     VERIFYING = "verifying"  # it is ready, and asked what it serves; it gets no requests yet
+    LOADING_BESIDE = "loading beside"  # likewise, and what ran before goes on serving
+    VERIFYING_BESIDE = "verifying beside"
     RESTORING = "restoring"  # what ran before is started again
     SWITCHED = "switched"
     REFUSED = "refused"  # nothing was changed
+    KEPT = "kept"  # what ran before has been serving all the time
     RESTORED = "restored"
     LOST = "lost"  # what ran before does not come back at once; its keeper goes on trying
     ABANDONED = "abandoned"  # an operator stopped it
 
 
-ENDS = frozenset({Phase.SWITCHED, Phase.REFUSED, Phase.RESTORED, Phase.LOST, Phase.ABANDONED})
+ENDS = frozenset(
+    {Phase.SWITCHED, Phase.REFUSED, Phase.KEPT, Phase.RESTORED, Phase.LOST, Phase.ABANDONED}
+)
+BESIDE = frozenset({Phase.LOADING_BESIDE, Phase.VERIFYING_BESIDE})
 
 
 class Event(Enum):
     """What happens to a switch."""
 
     ACCEPTED = "accepted"  # nothing speaks against it
+    FITS_BESIDE = "fits beside"  # and there is room for it beside what runs
     FOUND_SERVING = "found serving"  # the target is what serves already
     REFUSED = "refused"
     SPAWNED = "spawned"  # what ran before is gone, the target has a process
     BECAME_READY = "became ready"
     FAILED = "failed"  # the target died, or could not be started
+    FELL_SHORT = "fell short"  # of memory, beside what runs
     PROVED = "proved"  # it serves what it should, and generates
     DISPROVED = "disproved"
     STOPPED = "stopped"  # by an operator
@@ -50,8 +58,11 @@ class Action(Enum):
 
     NONE = "none"
     REPLACE = "replace"  # let what runs finish, then start the target
+    START_BESIDE = "start beside"  # start the target, and leave what runs alone
     VERIFY = "verify"
     KEEP = "keep"  # the target is the choice from now on
+    TAKE_OVER = "take over"  # likewise, and it gets the requests of what ran before, which ends
+    DROP = "drop"  # end the target, which nobody has met
     RESTORE = "restore"  # end the target, start what ran before
     GIVE_UP = "give up"  # leave the services as they are; the choice is what it was
 
@@ -59,6 +70,7 @@ class Action(Enum):
 RULES: Mapping[Phase, Mapping[Event, tuple[Phase, Action]]] = {
     Phase.CHECKING: {
         Event.ACCEPTED: (Phase.LEAVING, Action.REPLACE),
+        Event.FITS_BESIDE: (Phase.LOADING_BESIDE, Action.START_BESIDE),
         Event.FOUND_SERVING: (Phase.SWITCHED, Action.KEEP),
         Event.REFUSED: (Phase.REFUSED, Action.NONE),
     },
@@ -79,6 +91,19 @@ RULES: Mapping[Phase, Mapping[Event, tuple[Phase, Action]]] = {
         Event.FAILED: (Phase.RESTORING, Action.RESTORE),
         Event.STOPPED: (Phase.ABANDONED, Action.GIVE_UP),
     },
+    Phase.LOADING_BESIDE: {
+        Event.BECAME_READY: (Phase.VERIFYING_BESIDE, Action.VERIFY),
+        Event.FELL_SHORT: (Phase.LEAVING, Action.REPLACE),
+        Event.FAILED: (Phase.KEPT, Action.DROP),
+        Event.STOPPED: (Phase.ABANDONED, Action.DROP),
+    },
+    Phase.VERIFYING_BESIDE: {
+        Event.PROVED: (Phase.SWITCHED, Action.TAKE_OVER),
+        Event.DISPROVED: (Phase.KEPT, Action.DROP),
+        Event.FELL_SHORT: (Phase.LEAVING, Action.REPLACE),
+        Event.FAILED: (Phase.KEPT, Action.DROP),
+        Event.STOPPED: (Phase.ABANDONED, Action.DROP),
+    },
     Phase.RESTORING: {
         Event.RETURNED: (Phase.RESTORED, Action.NONE),
         Event.FAILED: (Phase.LOST, Action.NONE),
@@ -86,6 +111,10 @@ RULES: Mapping[Phase, Mapping[Event, tuple[Phase, Action]]] = {
     },
 }
 """What is not listed changes nothing."""
+
+
+SHORTAGES = frozenset({Cause.GPU_MEMORY, Cause.HOST_MEMORY, Cause.NO_ROOM})
+"""Causes of a death that are none where there is more memory."""
 
 
 def step(phase: Phase, event: Event) -> tuple[Phase, Action]:
@@ -113,6 +142,17 @@ def observe(service: Service, last_generation: int) -> Event | None:
     if service.state in {State.READY, State.UNREADY}:
         return Event.BECAME_READY
     return Event.SPAWNED if service.pid is not None else None
+
+
+def observe_beside(service: Service, last_generation: int) -> Event | None:
+    """What has become of a target that is started beside what runs.
+
+    Where it runs out of memory, what runs gives way to it after all.
+    """
+    death = service.death
+    if death is not None and death.generation > last_generation and death.cause in SHORTAGES:
+        return Event.FELL_SHORT
+    return observe(service, last_generation)
 
 
 def observe_return(services: Iterable[Service], generations: Mapping[str, int]) -> Event | None:
@@ -146,6 +186,7 @@ def message(phase: Phase, story: Story) -> str:
     still = f"{before} serves as before" if before else "nothing served before"
     ends = {
         Phase.REFUSED: f"nothing was changed, {still}",
+        Phase.KEPT: still,
         Phase.RESTORED: again,
         Phase.LOST: f"{before or target} does not come back at once ({story.why_lost})",
     }

@@ -51,11 +51,18 @@ def another(home: Home, name: str, layers: int = 20) -> Path:
     return write_sparse(home.root / f"{name}.gguf", metadata, tensors)
 
 
-def stack(home: Home, *, mode: str = "dual", drain_timeout: str = "1s", **keys: Any) -> None:
+def stack(
+    home: Home,
+    *,
+    mode: str = "dual",
+    switch: str = "break-first",
+    drain_timeout: str = "1s",
+    **keys: Any,
+) -> None:
     """chat and code, which stand in for each other, with one model."""
     services = {"chat": {"priority": 10, **keys}, "code": dict(keys)}
     gateway = f'[gateway]\nlisten = "127.0.0.1:{home.gateway_port}"\n'
-    profile(home, services, f'mode = "{mode}"\n{gateway}')
+    profile(home, services, f'mode = "{mode}"\nswitch = "{switch}"\n{gateway}')
     text = home.profile.read_text().replace('"1s"', f'"{drain_timeout}"')
     home.write(text + CHAT + CODE)
     home.start()
@@ -104,7 +111,7 @@ def expect_whole(home: Home, model: str) -> None:
     wait_until(lambda: serves(home)["chat"] == model, f"{model}: {serves(home)}")
     settled(home)
     assert ask(home)[1]["x-llmsup-service"] == "chat"
-    assert '"unfinished":["' not in home.paths.choices.read_text()
+    assert '"unfinished":{"' not in home.paths.choices.read_text()
     after = switch(home, model=another(home, "next"))
     assert (after["success"], after["current_model"]) == (True, "next.gguf"), after
     assert serves(home)["chat"] == "next.gguf"

@@ -77,12 +77,12 @@ def test_what_is_kept_is_found_by_the_next_one(tmp_path: Path) -> None:
     file = tmp_path / "choices.json"
     kept = Chosen(file, "/p.toml")
     kept.end(Choice(models={"chat": str(model)}))
-    kept.begin(("chat",))
+    kept.begin("chat", 4)
     kept.note_load(model, 2.5)
     Chosen(file, "/other.toml").end(Choice(active="x"))
 
     again = Chosen(file, "/p.toml")
-    assert again.choice == Choice(models={"chat": str(model)}, unfinished=("chat",))
+    assert again.choice == Choice(models={"chat": str(model)}, unfinished={"chat": 4})
     assert again.last_load_s(model) == 2.5
     assert again.last_load_s(tmp_path) is None
     assert choices.load(file).of("/other.toml") == Choice(active="x")

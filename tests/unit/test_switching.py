@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 from llmsup.core.diagnosis import Cause
 from llmsup.core.service import Death, Service, State, Want
 from llmsup.core.switching import (
+    BESIDE,
     ENDS,
     RULES,
+    SHORTAGES,
     Action,
     Event,
     Phase,
     Story,
     message,
     observe,
+    observe_beside,
     observe_return,
     step,
 )
@@ -41,18 +44,23 @@ def test_every_way_ends_with_the_target_or_with_what_ran_before(events: list[Eve
             done.append(action)
         assert before not in ENDS or (phase is before and action is Action.NONE)
     is_replaced = Action.REPLACE in done
+    chosen = {Action.KEEP, Action.TAKE_OVER}
     if phase is Phase.SWITCHED:
-        assert done[-1] is Action.KEEP, "it is chosen once it serves, and never before"
+        assert done[-1] in chosen, "it is chosen once it serves, and never before"
+        assert (done[-1] is Action.TAKE_OVER) is (Action.START_BESIDE in done and not is_replaced)
     else:
-        assert Action.KEEP not in done
+        assert chosen.isdisjoint(done)
     if phase is Phase.REFUSED:
+        assert done == [Action.NONE]
+    if phase is Phase.KEPT:
         assert not is_replaced
+        assert done[-1] is Action.DROP
     if phase in {Phase.RESTORED, Phase.LOST}:
         assert done[-1] is Action.RESTORE
     if phase is Phase.ABANDONED:
-        assert done[-1] in {Action.GIVE_UP, Action.RESTORE}
+        assert done[-1] in {Action.GIVE_UP, Action.RESTORE, Action.DROP}
     assert done.count(Action.REPLACE) <= 1
-    assert done.count(Action.VERIFY) <= 1
+    assert done.count(Action.VERIFY) <= 1 + is_replaced
 
 
 def test_the_table_has_a_way_on_from_every_phase_and_none_from_an_end() -> None:
@@ -73,6 +81,15 @@ def test_the_table_has_a_way_on_from_every_phase_and_none_from_an_end() -> None:
 def test_nothing_that_was_begun_is_left_when_it_fails(phase: Phase) -> None:
     assert step(phase, Event.FAILED) == (Phase.RESTORING, Action.RESTORE)
     assert step(phase, Event.STOPPED) == (Phase.ABANDONED, Action.GIVE_UP)
+
+
+@pytest.mark.parametrize("phase", sorted(BESIDE, key=str))
+def test_what_runs_goes_on_where_one_beside_it_fails_for_another_reason_than_memory(
+    phase: Phase,
+) -> None:
+    assert step(phase, Event.FAILED) == (Phase.KEPT, Action.DROP)
+    assert step(phase, Event.STOPPED) == (Phase.ABANDONED, Action.DROP)
+    assert step(phase, Event.FELL_SHORT) == (Phase.LEAVING, Action.REPLACE)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +120,18 @@ def test_a_death_is_a_failure_unless_a_smaller_plan_follows() -> None:
     assert observe(replace(again, death=short), BEFORE) is Event.SPAWNED
 
 
+@pytest.mark.parametrize("cause", sorted(SHORTAGES, key=str))
+def test_one_beside_that_is_short_of_memory_has_not_failed_yet(cause: Cause) -> None:
+    death = Death(BEFORE + 1, 0.0, cause, "out of memory")
+    dead = service(State.FAILED, pid=None, death=death)
+    assert observe_beside(dead, BEFORE) is Event.FELL_SHORT
+    assert observe_beside(replace(dead, death=None), BEFORE) is Event.FAILED
+    assert observe_beside(replace(dead, death=replace(death, generation=BEFORE)), BEFORE) is (
+        Event.FAILED
+    )
+    assert observe_beside(service(State.READY), BEFORE) is Event.BECAME_READY
+
+
 def test_what_ran_before_has_returned_once_all_of_it_is_ready_anew() -> None:
     last = {"chat": BEFORE}
     assert observe_return([service(State.READY, BEFORE)], last) is None
@@ -123,6 +152,11 @@ def test_what_ran_before_has_returned_once_all_of_it_is_ready_anew() -> None:
             STORY,
             "chat was not switched to b.gguf: it broke; nothing was changed, "
             "chat (a.gguf) serves as before",
+        ),
+        (
+            Phase.KEPT,
+            STORY,
+            "chat was not switched to b.gguf: it broke; chat (a.gguf) serves as before",
         ),
         (
             Phase.RESTORED,
