@@ -7,8 +7,10 @@ Beside it, in the same run: how long llama-server takes to load the same model b
 import argparse
 import asyncio
 import math
+import re
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -31,6 +33,8 @@ PLAIN_LOADS = 5
 CLIENTS_PER_LOAD = 2
 PAUSE_S = 0.02
 LIMIT_MS = 300
+BREAK_FIRST = 'switch = "break-first"\n'
+FIXED_PORT = re.compile(r"^port = .*\n", re.MULTILINE)
 ROUTES = {"chat-3b": ("chat", "code"), "code-7b": ("code", "chat")}
 
 
@@ -47,7 +51,7 @@ class Way:
     """One way of switching: keys of the profile, and what is switched to in turn.
 
     `falls_back`: the routes of which another service answers at times. `answers_meanwhile`: whether
-    anybody answers while a model loads.
+    anybody answers while a model loads. `is_beside`: it loads beside the one before.
     """
 
     name: str
@@ -55,20 +59,27 @@ class Way:
     targets: tuple[Target, ...]
     falls_back: frozenset[str] = frozenset()
     answers_meanwhile: bool = True
+    is_beside: bool = False
 
 
 def ways() -> tuple[Way, ...]:
     """All of them."""
     models = (Target("chat", gemma()), Target("chat", smollm2()))
     return (
-        Way("fallback", "", models, falls_back=frozenset({"chat-3b"})),
         Way(
-            "single",
-            'mode = "single"\nactive = "chat"\n',
+            "dual, the fallback answers",
+            BREAK_FIRST,
+            models,
+            falls_back=frozenset({"chat-3b"}),
+        ),
+        Way(
+            "single, requests are held",
+            f'mode = "single"\nactive = "chat"\n{BREAK_FIRST}',
             (Target("code"), Target("chat")),
             falls_back=frozenset(ROUTES),
             answers_meanwhile=False,
         ),
+        Way("make before break", "", models, is_beside=True),
     )
 
 
@@ -97,6 +108,7 @@ class Trial:
     way: Way
     results: list[SwitchResult] = field(default_factory=list)
     loads_s: list[float] = field(default_factory=list)
+    kept_at: list[float] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     records: dict[str, list[Record]] = field(default_factory=dict)
@@ -112,15 +124,14 @@ class Trial:
         """Work out from the journal where the time went, and when it was whose turn."""
         told: list[dict[str, Any]] = []
         serving = {"chat": (smollm2().name, -math.inf), "code": (gemma().name, -math.inf)}
-        switched = iter(zip(self.results, self.loads_s, strict=True))
+        switched = iter(zip(self.results, self.loads_s, self.kept_at, strict=True))
         for event in events:
             told.append(event)
             if event["event"] != "switch":
                 continue
-            result, load_s = next(switched)
+            result, load_s, kept_at = next(switched)
             target, model = str(result["service"]), str(result["current_model"])
-            self.timings.append(_timing(told, target, result, load_s))
-            kept_at = _kept_at(told, target)
+            self.timings.append(_timing(told, target, result, load_s, kept_at))
             before, start = serving[target]
             if before != model:
                 end = _confirmed_at(events, kept_at)
@@ -145,7 +156,10 @@ async def run(home: Home, way: Way, switches: int, plain_loads: int = PLAIN_LOAD
     `plain_loads` of each model are made before and as many after it.
     """
     real_stack(home)
-    home.profile.write_text(way.keys + home.profile.read_text())
+    text = home.profile.read_text()
+    # A service can only have two servers for a moment where its port may change.
+    text = FIXED_PORT.sub("", text) if way.is_beside else text
+    home.profile.write_text(way.keys + text)
     home.start(timeout_s=90)
     trial = Trial(way)
     argv = arguments_of(home.service("chat")["pid"])
@@ -173,6 +187,7 @@ async def run(home: Home, way: Way, switches: int, plain_loads: int = PLAIN_LOAD
             result = await asyncio.to_thread(switch, target.service, model)
             trial.results.append(result)
             trial.loads_s.append(_last_load_s(home, result["current_model"]))
+            trial.kept_at.append(_written_at(home.paths.choices))
         await _answered(loads)
         if way.answers_meanwhile:
             await load_alone()
@@ -212,17 +227,15 @@ def _last_load_s(home: Home, model: str | None) -> float:
 
 
 def _timing(
-    told: Sequence[dict[str, Any]], target: str, result: SwitchResult, load_s: float
+    told: Sequence[dict[str, Any]], target: str, result: SwitchResult, load_s: float, kept_at: float
 ) -> Timing:
     """From what was told between the end of the switch before and the end of this one."""
     states = [each for each in told if each["event"] == "state"]
-
-    def last(state: str, *, of: str | None = None) -> float:
-        at = [x["at_s"] for x in states if x["state"] == state and of in {None, x["service"]}]
-        return float(at[-1]) if at else math.nan
-
-    draining, stopping = last("draining"), last("stopping")
-    starting, ready = last("starting", of=target), last("ready", of=target)
+    starting = next(x["at_s"] for x in reversed(states) if _is(x, "starting", target))
+    ready = next(x["at_s"] for x in states if _is(x, "ready", target) and x["at_s"] > starting)
+    # Nobody leaves before the target has proved itself where that is loaded beside it.
+    stopping = next((x["at_s"] for x in reversed(states) if _is(x, "stopping")), starting)
+    draining = next((x["at_s"] for x in reversed(states) if _is(x, "draining")), stopping)
     return Timing(
         model=str(result["current_model"]),
         total_s=result["switch_time_s"],
@@ -230,14 +243,20 @@ def _timing(
         stop_s=starting - stopping,
         spawn_s=ready - load_s - starting,
         load_s=load_s,
-        verify_s=_kept_at(told, target) - ready,
+        verify_s=kept_at - ready,
     )
 
 
-def _kept_at(told: Sequence[dict[str, Any]], target: str) -> float:
-    """When its requests were let in to what a switch brought up."""
-    lists = [each for each in told if each["event"] == "published" and target in each["upstreams"]]
-    return float(lists[-1]["at_s"]) if lists else math.nan
+def _is(event: dict[str, Any], state: str, service: str | None = None) -> bool:
+    return event["state"] == state and service in {None, event["service"]}
+
+
+def _written_at(path: Path) -> float:
+    """When a file was written, as monotonic time; up to a tick of the kernel before it was.
+
+    That of the choices is written once a target has proved itself, before it gets any request.
+    """
+    return path.stat().st_mtime - time.time() + time.monotonic()
 
 
 def _confirmed_at(events: Sequence[dict[str, Any]], at: float) -> float:
