@@ -33,6 +33,7 @@ PLAIN_LOADS = 5
 CLIENTS_PER_LOAD = 2
 PAUSE_S = 0.02
 LIMIT_MS = 300
+CONFIRM_MAX_S = 0.5
 BREAK_FIRST = 'switch = "break-first"\n'
 FIXED_PORT = re.compile(r"^port = .*\n", re.MULTILINE)
 ROUTES = {"chat-3b": ("chat", "code"), "code-7b": ("code", "chat")}
@@ -259,14 +260,11 @@ def _written_at(path: Path) -> float:
     return path.stat().st_mtime - time.time() + time.monotonic()
 
 
-def _confirmed_at(events: Sequence[dict[str, Any]], at: float) -> float:
-    """When Envoy was seen to have the lists of both routes that were published then."""
-    later = [
-        next((x["at_s"] for x in events
-              if x["event"] == "confirmed" and x["route"] == route and x["at_s"] > at), math.inf)
-        for route in ROUTES
-    ]  # fmt: skip
-    return max(later)
+def _confirmed_at(events: Sequence[dict[str, Any]], kept_at: float) -> float:
+    """When Envoy was last seen to get a list that was published then."""
+    until = kept_at + CONFIRM_MAX_S
+    told = [each["at_s"] for each in events if each["event"] == "confirmed"]
+    return max((at for at in told if kept_at < at < until), default=kept_at)
 
 
 def report(trial: Trial) -> bool:
