@@ -1,6 +1,7 @@
 """Whether a switch has room: once what runs has given way, and already beside it."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,8 @@ from llmsup.host import procfs
 from llmsup.placing import Placing
 from llmsup.sizing import Sizing
 
+CALM_TIMEOUT_S = 60.0
+LOOK_PERIOD_S = 0.05
 HOST_RESERVE_BYTES = 512 * 2**20
 HOST_RESERVE_SHARE = 0.05
 """So much memory of the machine stays free beside two models, whichever is more."""
@@ -55,18 +58,32 @@ class Room:
         self._services = services
         self._sizing_of = sizing_of
 
+    async def wait_calm(self) -> None:
+        """Until nothing comes or goes on the card, or that takes too long.
+
+        No time is lost by it: whatever has to load next would wait for that, too.
+        """
+        deadline = time.monotonic() + CALM_TIMEOUT_S
+        while not self._is_calm and time.monotonic() < deadline:
+            await asyncio.sleep(LOOK_PERIOD_S)
+            await self._gate.read()
+
+    @property
+    def _is_calm(self) -> bool:
+        leases = self._gate.leases
+        return not leases.is_taken and not leases.waiting and leases.returning is None
+
     async def look(self, change: Change) -> Beside | None:
         """What the target may have beside what runs; None where that has to give way first.
 
         It has to where the target would get less beside it. Raises NoRoomError where the target
         has no room even with it gone.
         """
-        is_calm = not self._gate.leases.is_taken and not self._gate.leases.waiting
         reading = await self._gate.read()
         placing = Placing(self._sizing_of(change.new.profile), offload.plan)
         freed = self._freed(change, reading)
         alone = await asyncio.to_thread(placing.place, change.target, (), freed)
-        if alone is None or not is_calm or not self._may_stay(change):
+        if alone is None or not self._is_calm or not self._may_stay(change):
             return None
         try:
             beside = await asyncio.to_thread(placing.place, change.target, (), reading)

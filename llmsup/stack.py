@@ -41,7 +41,7 @@ from llmsup.control.wire import (
     UpstreamsInfo,
 )
 from llmsup.core import card, offload
-from llmsup.core.grant import Grant, may_use_card
+from llmsup.core.grant import may_use_card
 from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
@@ -60,12 +60,12 @@ from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.host.shortage import keep_watch
 from llmsup.inquest import Findings
 from llmsup.on_demand import OnDemand
-from llmsup.placing import Placing, short_bytes
+from llmsup.placing import Placed, Placing, short_bytes
 from llmsup.preflight import load_startable
 from llmsup.publication import Publication
 from llmsup.rebalancing import Rebalancing
 from llmsup.rolls import Rolls
-from llmsup.room import Room
+from llmsup.room import Beside, Room
 from llmsup.services import envoy
 from llmsup.sizing import Sizing
 from llmsup.snapshot import gpu_info, plan_info, service_info
@@ -219,6 +219,7 @@ class Stack:
             see_off=self._see_off,
             withheld=self._publication.withheld,
             publish=self._publish,
+            save=self._remembering.now,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._switch: asyncio.Task[None] | None = None
@@ -324,7 +325,7 @@ class Stack:
                     time.monotonic(),
                     lease=self._gate.lease(name),
                     model=keeper.model,
-                    why=self._on_demand.why(keeper.service),
+                    why=self._on_demand.why(keeper.service) or self._switching.why(name),
                     trouble=self._trouble() if name == GATEWAY else self._rebalancing.why(name),
                 )
                 for name, keeper in self._supervisor.keepers.items()
@@ -492,11 +493,14 @@ class Stack:
     def _sizing_of(self, profile: Profile) -> Sizing:
         return Sizing(profile, self._environ, lambda: self._books.ledger, self._paths.engines)
 
-    def _enter(self, unit: Unit, generation: int, grant: Grant) -> Understudy:
+    def _enter(self, unit: Unit, generation: int, beside: Beside) -> Understudy:
+        if beside.grant.placement is not None:
+            placed = Placed(beside.grant.placement, generation, beside.free_bytes)
+            self._news.note_placed(placed)
         return Understudy(
             unit,
             generation,
-            grant,
+            beside.grant,
             on_change=self._note_understudy,
             on_death=self._note_death,
             troubles=self._troubles,
@@ -506,7 +510,8 @@ class Stack:
         self._switching.note_change()
         self.on_change()
         if before.state is not after.state:
-            self._tell_change(before, after)
+            words = after.why or "beside the one that serves"
+            self._tell_change(before, replace(after, why=words))
 
     def _see_off(self, name: str, generation: int) -> None:
         """End a process whose place was taken, once it has no clients any more."""

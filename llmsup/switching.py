@@ -7,6 +7,7 @@ that leaves a profile in which what ran before is what is wanted.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -59,6 +60,7 @@ class Switch:
     phase: Phase = Phase.CHECKING
     beside: Beside | None = None  # how the target fits beside what runs
     holds_card: bool = False  # nobody else may be placed meanwhile
+    took_bytes: int | None = None  # of the card, beside what runs
     understudy: Understudy | None = None
     first_generation: int = 0  # that is the target
     spawned_at: float | None = None
@@ -72,7 +74,8 @@ class Switching:
     `take` makes another profile the one that is in force. `rebuild` is the unit of a service as a
     profile has it; a port of None is the one it has. `enter` makes an understudy, and `see_off`
     ends the generation of a service whose place was taken. `withheld` are the generations that get
-    no requests; `publish` has the lists follow it.
+    no requests; `publish` has the lists follow it. `save` has the next daemon know
+    what is wanted and where it listens.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Switching:
         see_off: Callable[[str, int], None],
         withheld: dict[str, range],
         publish: Callable[[], None],
+        save: Callable[[], None],
     ) -> None:
         self._supervisor = supervisor
         self._gate = gate
@@ -101,6 +105,7 @@ class Switching:
         self._see_off = see_off
         self._withheld = withheld
         self._publish = publish
+        self._save = save
         self._clock = asyncio.get_running_loop().time
         self._woken = asyncio.Event()
         self.current: Switch | None = None
@@ -143,6 +148,14 @@ class Switching:
         """What is on the card without being a service of the profile, in words."""
         current = self.current
         return (f"the switch of {current.change.target}",) if current and current.holds_card else ()
+
+    def why(self, service: str) -> str:
+        """What a service that goes on serving is to know of a switch."""
+        current = self.current
+        is_beside = current is not None and current.phase in BESIDE
+        if current is None or not is_beside or service not in current.change.generations:
+            return ""
+        return f"{current.story.model} is loaded beside it, to take its place"
 
     def note_change(self) -> None:
         """A service is another one now."""
@@ -213,6 +226,7 @@ class Switching:
                 return Event.FOUND_SERVING
         try:
             await asyncio.to_thread(gguf.require_loadable, change.model)
+            await self._room.wait_calm()
             switch.holds_card = True
             switch.beside = await self._room.look(change)
             # One more than the next, which what runs may need if it dies.
@@ -290,7 +304,7 @@ class Switching:
                 self._remember(switch.change.choice)
                 self._let_in(switch)
             case Action.TAKE_OVER:
-                await self._take_over(switch)
+                self._take_over(switch)
             case Action.DROP:
                 await self._drop(switch)
             case Action.RESTORE:
@@ -305,32 +319,39 @@ class Switching:
             keepers = self._supervisor.keepers.values()
             taken = {port for each in keepers for port in (each.port, each.unit.port) if port}
             unit = self._rebuild(change.target, change.new, ports.free_port(taken))
-            switch.understudy = self._enter(unit, first, switch.beside.grant)
+            switch.understudy = self._enter(unit, first, switch.beside)
             switch.understudy.start()
         else:
             self._withheld[change.target] = range(first, FOREVER)
             self._put_in_force(change.target, change.new)
             self._supervisor.start([change.target])
 
-    async def _take_over(self, switch: Switch) -> None:
-        """From here on the target has the requests, and what ran before finishes its own."""
+    def _take_over(self, switch: Switch) -> None:
+        """From here on the target has the requests, and what ran before finishes its own.
+
+        No await: what was found out of both when this was decided is still so.
+        """
         change, understudy, beside = switch.change, switch.understudy, switch.beside
         if understudy is None or beside is None:
-            self._remember(change.choice)
             self._let_in(switch)
             self._supervisor.stop(change.leaving)
+            self._save()  # a daemon that is killed now is not followed by one that has both up
+            self._remember(change.choice)
             return
         keeper = self._supervisor.keepers[change.target]
-        before, took_bytes = keeper.service.generation, beside.took_bytes(await self._gate.read())
+        generation = keeper.service.generation
         successor = understudy.yield_place()
         if successor is None:
             raise LaunchError("it ended at the last moment")
         self._put_in_force(change.target, change.new, understudy.unit)
         self._remember(change.choice)
-        keeper.succeed(successor)
+        before = keeper.succeed(successor)
+        if before is not None:
+            before.watch(lambda _: None)  # it is a child of ours, and reaped by that
         switch.understudy = None
-        self._gate.succeed(change.target, successor.generation, beside.grant, took_bytes)
-        self._see_off(change.target, before)
+        self._gate.succeed(change.target, successor.generation, beside.grant, switch.took_bytes)
+        self._save()
+        self._see_off(change.target, generation)
 
     async def _drop(self, switch: Switch) -> None:
         """What ran before has never stopped: only the target ends."""
@@ -350,6 +371,7 @@ class Switching:
         switch.spawned_at = switch.proof = None
         target = self._supervisor.keepers[change.target]
         switch.first_generation = target.service.generation + 1
+        self._begin_anew(switch)
         self._withheld[change.target] = range(switch.first_generation, FOREVER)
         self._put_in_force(change.target, change.new)
         await self._supervisor.stop_in_order(change.leaving)
@@ -357,6 +379,10 @@ class Switching:
             self._supervisor.restart(change.target)
         else:
             self._supervisor.start([change.target])
+
+    def _begin_anew(self, switch: Switch) -> None:
+        with suppress(OSError):  # it was written a moment ago: then only that first number counts
+            self._chosen.begin(switch.change.target, switch.first_generation)
 
     async def _restore(self, switch: Switch) -> None:
         change, target = switch.change, switch.change.target
@@ -394,7 +420,10 @@ class Switching:
         served = await served_model(port)
         if served and Path(served) != switch.change.model:
             return f"it serves {served}"
-        return await token_fault(port)
+        fault = await token_fault(port)
+        if not fault and switch.understudy is not None and switch.beside is not None:
+            switch.took_bytes = switch.beside.took_bytes(await self._gate.read())
+        return fault
 
     # --- the end
 

@@ -17,13 +17,14 @@ from llmsup.core.service import Service
 from llmsup.host.memory import Remembered
 from llmsup.inquest import OnDeath
 from llmsup.keeper import Change, Keeper, Running
+from llmsup.room import Beside
 from llmsup.troubles import Troubles
 
 
 class Understudy:
     """One such server: generation `generation` of the service of `unit`.
 
-    `on_change` and `on_death` are told of it as of any service.
+    `grant`: what it has of the card. `on_change` and `on_death` are told of it as of any service.
     """
 
     def __init__(
@@ -110,5 +111,5 @@ async def _drained(_service: str) -> None:
     pass
 
 
-Enter = Callable[[Unit, int, Grant], Understudy]
-"""Makes one for a generation of a unit, given so much of the card."""
+Enter = Callable[[Unit, int, Beside], Understudy]
+"""Makes one for a generation of a unit that fits so."""

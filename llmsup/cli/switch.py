@@ -11,6 +11,7 @@ from llmsup.cli.wait import on_interrupt
 from llmsup.config.paths import paths
 from llmsup.control.client import Client
 from llmsup.control.wire import SwitchProgress, SwitchResult
+from llmsup.core.switching import Phase
 from llmsup.errors import LlmsupError
 
 GOES_ON = "the switch goes on: llmsup events shows what comes of it"
@@ -52,7 +53,7 @@ def lines(result: SwitchResult) -> list[str]:
 def words(progress: SwitchProgress) -> str:
     """How far it is, on one line."""
     parts = [f"{progress['service']}: {progress['phase']}"]
-    if progress["phase"] == "loading":
+    if progress["phase"] in {Phase.LOADING.value, Phase.LOADING_BESIDE.value}:
         read, size = progress["read_bytes"], progress["size_bytes"]
         parts.append(f"{progress['model']}, {read / MIB:.0f} of {size / MIB:.0f} MiB")
         if progress["last_load_s"] is not None:

@@ -157,14 +157,16 @@ def test_a_driver_that_takes_more_than_anybody_knew_makes_the_plan_smaller(
 def test_running_out_while_it_works_is_answered_by_a_smaller_plan(
     home: Home, card: StandIn
 ) -> None:
-    """Given another program that takes all that is free, a prompt that needs more ends it."""
+    """Given another program that takes all that is free, a prompt that needs more ends it.
+
+    The prompt waits for what comes after it.
+    """
     stack(home, card, "chat")
     home.start(timeout_s=LOAD_TIMEOUT_S)
     before = home.service("chat")
     card.take(int(card.free_mib))
     card.need(32)
-    with pytest.raises(openai.APIError):
-        answers(home, "chat", prompt="Tell me about a dog that went to sea. " * 60)
+    assert answers(home, "chat", prompt="Tell me about a dog that went to sea. " * 60) == "chat"
     after = home.wait_replaced(before, deadline_s=90)
 
     (death,) = told(home, "death", "chat")

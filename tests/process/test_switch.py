@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -17,6 +18,8 @@ from llmsup.control.client import Client
 from llmsup.control.wire import SwitchProgress, SwitchResult
 from llmsup.drill.traffic import Load, Record, chat_body
 from llmsup.errors import LlmsupError, UsageError
+from llmsup.host.leftovers import home_mark
+from llmsup.host.process import Found, find
 from tests.cards import StubCards
 from tests.gguf_files import SMALL, Entry, write_sparse
 from tests.home import LLMSUP, Home, is_alive, wait_until
@@ -64,6 +67,8 @@ def stack(
     gateway = f'[gateway]\nlisten = "127.0.0.1:{home.gateway_port}"\n'
     profile(home, services, f'mode = "{mode}"\nswitch = "{switch}"\n{gateway}')
     text = home.profile.read_text().replace('"1s"', f'"{drain_timeout}"')
+    if switch == "auto":
+        text = re.sub(r"(?m)^port = .*\n", "", text)
     home.write(text + CHAT + CODE)
     home.start()
 
@@ -451,3 +456,209 @@ def attempt_code(home: Home) -> str:
         return switch(home, "code")["message"]
     except LlmsupError as error:
         return error.message
+
+
+# --- beside what runs
+
+
+def stack_with_room(home: Home, *, mode: str = "dual", **keys: Any) -> None:
+    """Models of 500 MiB, and ports that llmsup chooses."""
+    stack(home, mode=mode, switch="auto", gpu_layers=10, **keys)
+
+
+def processes(home: Home, name: str) -> list[Found]:
+    return [each for each in find(home_mark(home.paths)) if each.service == name]
+
+
+def begin_beside(home: Home, model: Path, target: str = "chat") -> subprocess.Popen[str]:
+    """A switch that is seen to load beside what serves."""
+    asking = subprocess.Popen(
+        [LLMSUP, "switch", target, "--model", str(model)],
+        env=home.environ, cwd=home.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: len(processes(home, "chat")) == 2, "a process beside the other")
+    return asking
+
+
+def test_where_both_fit_every_request_is_answered_by_the_model_asked_for(
+    home: Home, cards: StubCards
+) -> None:
+    stack_with_room(home, env={"LOADS_S": "0.4"})
+    before = home.service("chat")
+    seen: list[SwitchProgress] = []
+    results: list[SwitchResult] = []
+
+    def act() -> None:
+        client = Client(home.paths)
+        results.append(client.switch("chat", str(another(home, "b")), seen.append))
+        results.append(client.switch("chat", str(another(home, "c")), seen.append))
+
+    records = under_load(home, act)
+
+    assert [record.error for record in records if record.failed] == []
+    assert not any(record.is_fallback for record in records)
+    own = [answered_by(record) for record in records]
+    assert list(dict.fromkeys(own)) == ["model.gguf", "b.gguf", "c.gguf"]
+    assert [each["message"] for each in results] == [
+        "chat serves b.gguf now",
+        "chat serves c.gguf now",
+    ]
+    phases = dict.fromkeys(each["phase"] for each in seen)
+    assert "loading beside" in phases
+    assert not {"leaving", "loading"} & phases.keys()
+    after = home.service("chat")
+    assert after["model"] == "c.gguf"
+    assert after["port"] != before["port"]
+    assert after["restarts"] == 0
+    wait_until(lambda: len(processes(home, "chat")) == 1, "the end of what ran before")
+    assert after["gpu_layers"] == 10
+    expect_whole(home, "c.gguf")
+
+
+def test_a_stream_of_the_model_before_is_finished_by_it(home: Home, cards: StubCards) -> None:
+    stack_with_room(home, env={"LOADS_S": "0.2"}, drain_timeout="20s")
+    slow = threading.Thread(target=lambda: ask_slowly(home))
+    slow.start()
+    wait_until(lambda: stub_is_busy(home), "a request in flight")
+    result = switch(home, model=another(home, "b"))
+    assert result["success"], result
+    assert slow.is_alive(), "nobody waits for it"
+    assert result["switch_time_s"] < 2.5
+    slow.join()
+    wait_until(lambda: len(processes(home, "chat")) == 1, "the end of what ran before")
+
+
+def test_the_next_daemon_adopts_what_took_the_place(home: Home, cards: StubCards) -> None:
+    stack_with_room(home)
+    assert switch(home, model=another(home, "b"))["success"]
+    after = home.service("chat")
+    wait_until(lambda: len(processes(home, "chat")) == 1, "the end of what ran before")
+    assert home.cli("reload").returncode == 0
+    kill_daemon(home)
+    home.start()
+    now = home.wait_state("chat", "ready")
+    assert (now["pid"], now["port"]) == (after["pid"], after["port"])
+    assert now["restarts"] == 0
+    expect_whole(home, "b.gguf")
+
+
+def test_where_there_is_no_room_beside_it_what_runs_gives_way(home: Home, cards: StubCards) -> None:
+    stack_with_room(home)
+    set_free(cards, 1750)
+    seen: list[SwitchProgress] = []
+    result = Client(home.paths).switch("chat", str(another(home, "b")), seen.append)
+    assert result["success"], result
+    assert not any("beside" in each["phase"] for each in seen)
+    assert home.service("chat")["model"] == "b.gguf"
+
+
+def test_what_runs_out_of_memory_beside_another_has_its_place_at_once(
+    home: Home, cards: StubCards
+) -> None:
+    """The plan said that it fits; the card says that it does not."""
+    stack_with_room(home, env={"RUNS_OUT_BESIDE": "2"})
+    seen: list[SwitchProgress] = []
+    result = Client(home.paths).switch("chat", str(another(home, "b")), seen.append)
+    assert result["success"], result
+    assert "loading" in {each["phase"] for each in seen}
+    expect_whole(home, "b.gguf")
+
+
+@pytest.mark.parametrize("name", ["dies", "other", "broken"])
+def test_what_runs_is_never_touched_where_another_beside_it_does_not_serve(
+    home: Home, cards: StubCards, name: str
+) -> None:
+    stack_with_room(home)
+    before = home.service("chat")
+    results: list[SwitchResult] = []
+    records = under_load(home, lambda: results.append(switch(home, model=another(home, name))))
+    assert [record.error for record in records if record.failed] == []
+    assert {(answered_by(record), record.is_fallback) for record in records} == {
+        ("model.gguf", False)
+    }
+    assert not results[0]["success"]
+    assert results[0]["message"].endswith("; chat (model.gguf) serves as before"), results
+    assert home.service("chat") | {"uptime_s": 0} == before | {"uptime_s": 0}
+    assert len(processes(home, "chat")) == 1
+    expect_whole(home, "model.gguf")
+
+
+def test_a_stop_ends_both(home: Home, cards: StubCards) -> None:
+    stack_with_room(home, env={"LOADS_S": "2"})
+    asking = begin_beside(home, another(home, "b"))
+    Client(home.paths).stop(["chat"])
+    said = asking.communicate(timeout=60)[1]
+    assert "chat was stopped while it was switched to b.gguf" in said
+    wait_until(lambda: not processes(home, "chat"), "the end of both")
+    Client(home.paths).start(["chat"])
+    expect_whole(home, "model.gguf")
+
+
+def test_the_end_of_the_stack_ends_both(home: Home, cards: StubCards) -> None:
+    stack_with_room(home, env={"LOADS_S": "2"})
+    asking = begin_beside(home, another(home, "b"))
+    assert home.cli("stop").returncode == 0
+    asking.communicate(timeout=60)
+    assert not find(home_mark(home.paths))
+
+
+def test_what_dies_while_another_loads_beside_it_is_started_again(
+    home: Home, cards: StubCards
+) -> None:
+    stack_with_room(home, env={"LOADS_S": "1"})
+    asking = begin_beside(home, another(home, "b"))
+    before = home.service("chat")
+    assert before["why"] == "b.gguf is loaded beside it, to take its place"
+    os.kill(before["pid"], signal.SIGKILL)
+    out, said = asking.communicate(timeout=60)
+    assert asking.returncode == 0, said
+    assert "current model  b.gguf" in out
+    wait_until(lambda: len(processes(home, "chat")) == 1, "the end of what ran before")
+    expect_whole(home, "b.gguf")
+
+
+@pytest.mark.parametrize("victim", ["daemon", "new server", "gateway"])
+def test_a_kill_while_it_loads_beside_another_leaves_that_one_alone(
+    home: Home, cards: StubCards, victim: str
+) -> None:
+    stack_with_room(home, env={"LOADS_S": "1.5"})
+    before = home.service("chat")
+    asking = begin_beside(home, another(home, "b"))
+    if victim == "daemon":
+        kill_daemon(home)
+        home.start()
+    elif victim == "gateway":
+        os.kill(home.service("gateway")["pid"], signal.SIGKILL)
+    else:
+        (new,) = {each.pid for each in processes(home, "chat")} - {before["pid"]}
+        os.kill(new, signal.SIGKILL)
+    said = asking.communicate(timeout=60)[1]
+    assert asking.returncode == {"daemon": 4, "new server": 1, "gateway": 0}[victim], said
+    if victim != "gateway":
+        now = home.wait_state("chat", "ready")
+        assert (now["pid"], now["restarts"]) == (before["pid"], 0)
+    wait_until(lambda: len(processes(home, "chat")) == 1, "one process")
+    expect_whole(home, "b.gguf" if victim == "gateway" else "model.gguf")
+
+
+def test_single_mode_has_both_up_until_the_other_has_proved_itself(
+    home: Home, cards: StubCards
+) -> None:
+    stack_with_room(home, mode="single", env={"LOADS_S": "0.4"})
+    results: list[SwitchResult] = []
+    records = under_load(home, lambda: results.append(switch(home, "code")), clients=4)
+    assert results[0]["message"] == "code serves model.gguf now"
+    assert {record.status for record in records} == {200}
+    services = [record.service for record in records]
+    assert services == sorted(services), "first chat, then code"
+    home.wait_state("chat", "stopped")
+    failed = switch(home, "chat", another(home, "dies"))
+    assert failed["message"].endswith("; code (model.gguf) serves as before"), failed
+    home.wait_state("chat", "stopped")
+    assert home.service("code")["state"] == "ready"
+    assert switch(home, "chat")["success"]
+    home.wait_state("code", "stopped")
+    kill_daemon(home)
+    home.start()
+    home.wait_state("chat", "ready")
+    assert home.service("code")["state"] == "stopped"

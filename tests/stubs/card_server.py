@@ -4,9 +4,10 @@
 
 The name of its model tells what is wrong with it: "dies" (once it is loaded), "other" (it says
 that it serves another file), "broken" (it answers 500). Read from its environment: TAKES_MIB
-(default 500), RUNS_OUT_ABOVE (layers with which it finds no memory), MISSES_MIB (what it then says
-it could not get), LOADS_S (so long it loads), LISTENS_S (so long it then listens, and says that it
-is loading, before it takes its memory).
+(default 500), RUNS_OUT_ABOVE (layers with which it finds no memory), RUNS_OUT_BESIDE (it finds none
+where so many others have some), MISSES_MIB (what it then says it could not get), LOADS_S (so long
+it loads), LISTENS_S (so long it then listens, and says that it is loading, before it takes its
+memory).
 """
 
 import fcntl
@@ -32,6 +33,12 @@ def take(size_bytes: int) -> None:
         file.write(f"process {os.getpid()} {stat[19]} GPU-1 {size_bytes} 0\n")
 
 
+def others() -> int:
+    """How many processes have memory of the card."""
+    lines = Path(f"{os.environ['NVML_STUB']}.processes").read_text().splitlines()
+    return len({line.split()[1] for line in lines if Path("/proc", line.split()[1]).exists()})
+
+
 def run_out(missing_mib: int) -> None:
     what = f"allocating {missing_mib:.2f} MiB on device 0: cudaMalloc failed: out of memory"
     lines = (
@@ -51,7 +58,8 @@ def main() -> None:
     is_on_card = layers > 0 and argument("--device") != "none"
     time.sleep(float(os.environ.get("LOADS_S", "0")))
     if is_on_card:
-        if layers > int(os.environ.get("RUNS_OUT_ABOVE", "1000")):
+        allowed = int(os.environ.get("RUNS_OUT_BESIDE", "1000"))
+        if layers > int(os.environ.get("RUNS_OUT_ABOVE", "1000")) or others() >= allowed:
             run_out(int(os.environ.get("MISSES_MIB", "100")))
         size_bytes = int(float(os.environ.get("TAKES_MIB", "500")) * MIB)
         if listens_s and not os.fork():
