@@ -16,6 +16,7 @@ from llmsup.services.envoy import Layout
 from tests.home import Home, free_ports, wait_until
 
 EXTRA_S = 0.15
+LEAVING = 20
 PROMPT_TOKENS = "llamacpp:prompt_tokens_total "
 
 
@@ -131,8 +132,8 @@ def test_clients_that_go_away_while_held_leave_nothing_behind(cold: Home) -> Non
     """Some of them in the middle of a large body. The server never hears of any."""
     open_files = []
     for generation in (1, 2):
-        with ThreadPoolExecutor(20) as pool:
-            list(pool.map(partial(leave, cold), range(20)))
+        with ThreadPoolExecutor(LEAVING) as pool:
+            list(pool.map(partial(leave, cold), range(LEAVING)))
         chat = cold.wait_state("chat", "ready")
         assert chat["generation"] == generation, "one load for all of them"
         settled(cold)
@@ -141,7 +142,9 @@ def test_clients_that_go_away_while_held_leave_nothing_behind(cold: Home) -> Non
         assert cold.cli("stop", "chat").returncode == 0
         cold.wait_state("chat", "stopped")
 
-    assert all(open_files[1][name] <= count for name, count in open_files[0].items()), open_files
+    first, second = open_files
+    # Not one for each client; that between the gateway and the daemon may be kept for the next.
+    assert all(second[name] < count + LEAVING / 4 for name, count in first.items()), open_files
     with client(cold) as api:
         assert ask(api).status_code == 200
     assert prompt_tokens(cold.service("chat")["port"]) > 0
