@@ -15,8 +15,7 @@ from llmsup.core.leases import LEAST_SHARE
 from llmsup.core.service import Service, State
 from llmsup.errors import NoRoomError
 from llmsup.host import procfs
-from llmsup.placing import Placing
-from llmsup.sizing import Sizing
+from llmsup.placing import Placing, Sizer
 
 CALM_TIMEOUT_S = 60.0
 LOOK_PERIOD_S = 0.05
@@ -52,7 +51,7 @@ class Room:
         self,
         gate: CardGate,
         services: Callable[[], Mapping[str, Service]],
-        sizing_of: Callable[[Profile], Sizing],
+        sizing_of: Callable[[Profile], Sizer],
     ) -> None:
         self._gate = gate
         self._services = services
