@@ -21,11 +21,15 @@ def arguments_of(pid: int) -> list[str]:
 
 
 class PlainServer:
-    """One that is up. `load_s`: from its start to the first 200 of its health check."""
+    """One that is up. `load_s`: from its start to the first 200 of its health check.
+
+    `end_s`: from SIGTERM to its exit, once it has ended.
+    """
 
     def __init__(self, port: int, load_s: float) -> None:
         self.port = port
         self.load_s = load_s
+        self.end_s = 0.0
 
     def prompt_tokens(self, body: bytes) -> int:
         """How many tokens it makes of the prompt of a chat completion."""
@@ -48,10 +52,15 @@ def plain_server(argv: Sequence[str], model: Path, log: Path) -> Iterator[PlainS
             if process.poll() is not None or time.monotonic() - began > LOAD_TIMEOUT_S:
                 raise SystemExit(f"error: llama-server did not become ready; see {log}")
             time.sleep(LOOK_PERIOD_S)
-        yield PlainServer(port, time.monotonic() - began)
-    finally:
+        server = PlainServer(port, time.monotonic() - began)
+        yield server
+        ended_at = time.monotonic()
         process.terminate()
         process.wait(30)
+        server.end_s = time.monotonic() - ended_at
+    finally:
+        process.kill()
+        process.wait()
 
 
 def replaced(argv: Sequence[str], values: dict[str, str]) -> list[str]:

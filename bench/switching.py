@@ -19,10 +19,10 @@ from typing import Any
 
 from bench.figures import line, spread, verdict
 from bench.models import gemma, smollm2
-from bench.plain_server import arguments_of, plain_server
+from bench.plain_server import PlainServer, arguments_of, plain_server
 from bench.witness import Turn, faults, question
 from llmsup.control.client import Client
-from llmsup.control.wire import SwitchResult
+from llmsup.control.wire import SwitchProgress, SwitchResult
 from llmsup.drill.traffic import Load, Record
 from llmsup.host import choices
 from tests.e2e.conftest import real_stack
@@ -34,7 +34,6 @@ CLIENTS_PER_LOAD = 2
 PAUSE_S = 0.02
 LIMIT_MS = 300
 CONFIRM_MAX_S = 0.5
-BREAK_FIRST = 'switch = "break-first"\n'
 FIXED_PORT = re.compile(r"^port = .*\n", re.MULTILINE)
 ROUTES = {"chat-3b": ("chat", "code"), "code-7b": ("code", "chat")}
 
@@ -51,36 +50,34 @@ class Target:
 class Way:
     """One way of switching: keys of the profile, and what is switched to in turn.
 
-    `falls_back`: the routes of which another service answers at times. `answers_meanwhile`: whether
-    anybody answers while a model loads. `is_beside`: it loads beside the one before.
+    `gives_way_first`: what runs ends before the target loads. `falls_back`: the routes of which
+    another service answers at times. `holds`: nobody answers while a model loads.
     """
 
     name: str
-    keys: str
+    mode: str
     targets: tuple[Target, ...]
-    falls_back: frozenset[str] = frozenset()
-    answers_meanwhile: bool = True
-    is_beside: bool = False
+    gives_way_first: bool
+    falls_back: frozenset[str]
+    holds: bool = False
+
+    @property
+    def keys(self) -> str:
+        """Of the profile, above its tables."""
+        mode = {"dual": "", "single": 'mode = "single"\nactive = "chat"\n'}[self.mode]
+        return mode + ('switch = "break-first"\n' if self.gives_way_first else "")
 
 
 def ways() -> tuple[Way, ...]:
     """All of them."""
     models = (Target("chat", gemma()), Target("chat", smollm2()))
+    services = (Target("code"), Target("chat"))
+    chat, both, none = frozenset({"chat-3b"}), frozenset(ROUTES), frozenset[str]()
     return (
-        Way(
-            "dual, the fallback answers",
-            BREAK_FIRST,
-            models,
-            falls_back=frozenset({"chat-3b"}),
-        ),
-        Way(
-            "single, requests are held",
-            f'mode = "single"\nactive = "chat"\n{BREAK_FIRST}',
-            (Target("code"), Target("chat")),
-            falls_back=frozenset(ROUTES),
-            answers_meanwhile=False,
-        ),
-        Way("make before break", "", models, is_beside=True),
+        Way("fallback", "dual", models, gives_way_first=True, falls_back=chat),
+        Way("hold", "single", services, gives_way_first=True, falls_back=both, holds=True),
+        Way("beside", "dual", models, gives_way_first=False, falls_back=none),
+        Way("single-beside", "single", services, gives_way_first=False, falls_back=both),
     )
 
 
@@ -110,16 +107,21 @@ class Trial:
     results: list[SwitchResult] = field(default_factory=list)
     loads_s: list[float] = field(default_factory=list)
     kept_at: list[float] = field(default_factory=list)
+    phases: set[str] = field(default_factory=set)
     timings: list[Timing] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     records: dict[str, list[Record]] = field(default_factory=dict)
     prompt_tokens: dict[str, int] = field(default_factory=dict)
-    plain_s: dict[str, list[float]] = field(default_factory=dict)
+    plain: dict[str, list[PlainServer]] = field(default_factory=dict)
 
     @property
     def all_records(self) -> list[Record]:
         """The requests of both routes."""
         return [record for each in self.records.values() for record in each]
+
+    def note(self, progress: SwitchProgress) -> None:
+        """A switch is so far."""
+        self.phases.add(progress["phase"])
 
     def follow(self, events: Sequence[dict[str, Any]]) -> None:
         """Work out from the journal where the time went, and when it was whose turn."""
@@ -132,7 +134,11 @@ class Trial:
                 continue
             result, load_s, kept_at = next(switched)
             target, model = str(result["service"]), str(result["current_model"])
-            self.timings.append(_timing(told, target, result, load_s, kept_at))
+            self.timings.append(
+                _timing(
+                    told, target, result, load_s, kept_at, gives_way_first=self.way.gives_way_first
+                )
+            )
             before, start = serving[target]
             if before != model:
                 end = _confirmed_at(events, kept_at)
@@ -159,7 +165,7 @@ async def run(home: Home, way: Way, switches: int, plain_loads: int = PLAIN_LOAD
     real_stack(home)
     text = home.profile.read_text()
     # A service can only have two servers for a moment where its port may change.
-    text = FIXED_PORT.sub("", text) if way.is_beside else text
+    text = text if way.gives_way_first else FIXED_PORT.sub("", text)
     home.profile.write_text(way.keys + text)
     home.start(timeout_s=90)
     trial = Trial(way)
@@ -174,28 +180,28 @@ async def run(home: Home, way: Way, switches: int, plain_loads: int = PLAIN_LOAD
     async def load_alone() -> None:
         await asyncio.to_thread(_load_alone, trial, argv, home.root, plain_loads)
 
-    if not way.answers_meanwhile:
+    if way.holds:
         await load_alone()
     for _, load in loads:
         load.start()
     try:
-        if way.answers_meanwhile:
+        if not way.holds:
             await load_alone()
         for target in islice(cycle(way.targets), switches):
             await _answered(loads)
             model = None if target.model is None else str(target.model)
             switch = Client(home.paths).switch
-            result = await asyncio.to_thread(switch, target.service, model)
+            result = await asyncio.to_thread(switch, target.service, model, trial.note)
             trial.results.append(result)
             trial.loads_s.append(_last_load_s(home, result["current_model"]))
             trial.kept_at.append(_written_at(home.paths.choices))
         await _answered(loads)
-        if way.answers_meanwhile:
+        if not way.holds:
             await load_alone()
     finally:
         for route, load in loads:
             trial.records.setdefault(route, []).extend(await load.finish())
-    if not way.answers_meanwhile:
+    if way.holds:
         await load_alone()
     trial.follow(home.events())
     return trial
@@ -206,7 +212,7 @@ def _load_alone(trial: Trial, argv: Sequence[str], directory: Path, times: int) 
     for _ in range(times):
         for model in (smollm2(), gemma()):
             with plain_server(argv, model, directory / "plain.log") as server:
-                trial.plain_s.setdefault(model.name, []).append(server.load_s)
+                trial.plain.setdefault(model.name, []).append(server)
                 body = question("chat", is_stream=False)
                 trial.prompt_tokens[model.name] = server.prompt_tokens(body)
 
@@ -228,15 +234,21 @@ def _last_load_s(home: Home, model: str | None) -> float:
 
 
 def _timing(
-    told: Sequence[dict[str, Any]], target: str, result: SwitchResult, load_s: float, kept_at: float
+    told: Sequence[dict[str, Any]],
+    target: str,
+    result: SwitchResult,
+    load_s: float,
+    kept_at: float,
+    *,
+    gives_way_first: bool,
 ) -> Timing:
     """From what was told between the end of the switch before and the end of this one."""
     states = [each for each in told if each["event"] == "state"]
     starting = next(x["at_s"] for x in reversed(states) if _is(x, "starting", target))
     ready = next(x["at_s"] for x in states if _is(x, "ready", target) and x["at_s"] > starting)
-    # Nobody leaves before the target has proved itself where that is loaded beside it.
-    stopping = next((x["at_s"] for x in reversed(states) if _is(x, "stopping")), starting)
-    draining = next((x["at_s"] for x in reversed(states) if _is(x, "draining")), stopping)
+    left = [each for each in states if each["at_s"] < starting] if gives_way_first else []
+    stopping = next((x["at_s"] for x in reversed(left) if _is(x, "stopping")), starting)
+    draining = next((x["at_s"] for x in reversed(left) if _is(x, "draining")), stopping)
     return Timing(
         model=str(result["current_model"]),
         total_s=result["switch_time_s"],
@@ -277,16 +289,17 @@ def report(trial: Trial) -> bool:
     fallback = sum(record.is_fallback for record in records)
     line("requests", f"{len(records):8d}, {fallback} of them answered by the fallback")
     line("longest wait of a request", f"{max(r.wait_s for r in records) * 1000:8.1f} ms")
-    for model in sorted(trial.plain_s):
+    for model, plain in trial.plain.items():
         mine = [each for each in timings if each.model == model]
         line(model, "")
         line("  switch", spread([each.total_s for each in mine]))
         line("    requests in flight end", spread([each.drain_s for each in mine]))
-        line("    the old server ends", spread([each.stop_s for each in mine]))
+        line("    the old one ends", spread([each.stop_s for each in mine]))
         line("    until the new one is spawned", spread([each.spawn_s for each in mine]))
         line("    load, as the daemon saw it", spread([each.load_s for each in mine]))
         line("    it proves itself", spread([each.verify_s for each in mine]))
-        line("  llama-server by itself", spread(trial.plain_s[model]))
+        line("  llama-server by itself: load", spread([each.load_s for each in plain]))
+        line("    its end, after SIGTERM", spread([each.end_s for each in plain]))
     for words in (*unsuccessful, *faults)[:5]:
         line("wrong", words)
     beyond_ms = [each.beyond_s * 1000 for each in timings]
@@ -304,7 +317,7 @@ def report(trial: Trial) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--switches", type=int, default=SWITCHES)
-    parser.add_argument("--way", choices=[way.name for way in ways()])
+    parser.add_argument("--way", choices=[way.name for way in ways()], help="by default all")
     arguments = parser.parse_args()
     holds = True
     for way in ways():

@@ -33,6 +33,10 @@ def test_no_request_fails_and_none_is_answered_by_the_wrong_model(home: Home, wa
         (turn.service, trial.prompt_tokens[turn.model]) for turn in trial.turns
     }, "whoever had a turn has answered"
     assert all(0 < each.load_s < each.total_s for each in trial.timings)
+    assert ("loading beside" in trial.phases) is not way.gives_way_first
+    if way.holds:
+        longest_s = max(record.wait_s for record in trial.all_records)
+        assert longest_s > max(each.load_s for each in trial.timings), "somebody waited for a load"
     for route in ROUTES:
         is_fallback = [record.is_fallback for record in trial.records[route]]
         assert any(is_fallback) == (route in way.falls_back), "another model answers only then"
