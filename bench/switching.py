@@ -10,7 +10,6 @@ import math
 import re
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -20,9 +19,10 @@ from typing import Any
 from bench.figures import line, spread, verdict
 from bench.models import gemma, smollm2
 from bench.plain_server import PlainServer, arguments_of, plain_server
+from bench.switch_times import Switched, Timing, Told, confirmed_at, timing, written_at
 from bench.witness import Turn, faults, question
 from llmsup.control.client import Client
-from llmsup.control.wire import SwitchProgress, SwitchResult
+from llmsup.control.wire import SwitchProgress
 from llmsup.drill.traffic import Load, Record
 from llmsup.host import choices
 from tests.e2e.conftest import real_stack
@@ -33,7 +33,6 @@ PLAIN_LOADS = 5
 CLIENTS_PER_LOAD = 2
 PAUSE_S = 0.02
 LIMIT_MS = 300
-CONFIRM_MAX_S = 0.5
 FIXED_PORT = re.compile(r"^port = .*\n", re.MULTILINE)
 ROUTES = {"chat-3b": ("chat", "code"), "code-7b": ("code", "chat")}
 
@@ -81,32 +80,12 @@ def ways() -> tuple[Way, ...]:
     )
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Where the time of one switch went, in seconds."""
-
-    model: str
-    total_s: float
-    drain_s: float
-    stop_s: float
-    spawn_s: float
-    load_s: float
-    verify_s: float
-
-    @property
-    def beyond_s(self) -> float:
-        """What it took beyond the load, and beyond the requests in flight."""
-        return self.total_s - self.load_s - self.drain_s
-
-
 @dataclass
 class Trial:
     """What was seen of one way."""
 
     way: Way
-    results: list[SwitchResult] = field(default_factory=list)
-    loads_s: list[float] = field(default_factory=list)
-    kept_at: list[float] = field(default_factory=list)
+    switches: list[Switched] = field(default_factory=list)
     phases: set[str] = field(default_factory=set)
     timings: list[Timing] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
@@ -123,27 +102,30 @@ class Trial:
         """A switch is so far."""
         self.phases.add(progress["phase"])
 
-    def follow(self, events: Sequence[dict[str, Any]]) -> None:
+    @property
+    def failed(self) -> list[str]:
+        """What switches said that did not come about."""
+        results = [each.result for each in self.switches]
+        return [each["message"] for each in results if not each["success"]]
+
+    def follow(self, events: Told) -> None:
         """Work out from the journal where the time went, and when it was whose turn."""
-        told: list[dict[str, Any]] = []
+        first = self.way.gives_way_first
         serving = {"chat": (smollm2().name, -math.inf), "code": (gemma().name, -math.inf)}
-        switched = iter(zip(self.results, self.loads_s, self.kept_at, strict=True))
+        told: list[dict[str, Any]] = []
+        switches = iter(self.switches)
         for event in events:
             told.append(event)
             if event["event"] != "switch":
                 continue
-            result, load_s, kept_at = next(switched)
-            target, model = str(result["service"]), str(result["current_model"])
-            self.timings.append(
-                _timing(
-                    told, target, result, load_s, kept_at, gives_way_first=self.way.gives_way_first
-                )
-            )
-            before, start = serving[target]
-            if before != model:
-                end = _confirmed_at(events, kept_at)
-                self.turns.append(Turn(target, before, start, end))
-                serving[target] = (model, kept_at)
+            switched = next(switches)
+            if switched.result["success"]:
+                self.timings.append(timing(told, switched, gives_way_first=first))
+                before, start = serving[switched.target]
+                if before != switched.model:
+                    end = confirmed_at(events, switched.chosen_at)
+                    self.turns.append(Turn(switched.target, before, start, end))
+                    serving[switched.target] = (switched.model, switched.chosen_at)
             told = []
         for service, (model, start) in serving.items():
             self.turns.append(Turn(service, model, start, math.inf))
@@ -192,9 +174,8 @@ async def run(home: Home, way: Way, switches: int, plain_loads: int = PLAIN_LOAD
             model = None if target.model is None else str(target.model)
             switch = Client(home.paths).switch
             result = await asyncio.to_thread(switch, target.service, model, trial.note)
-            trial.results.append(result)
-            trial.loads_s.append(_last_load_s(home, result["current_model"]))
-            trial.kept_at.append(_written_at(home.paths.choices))
+            load_s = _last_load_s(home, result["current_model"])
+            trial.switches.append(Switched(result, load_s, written_at(home.paths.choices)))
         await _answered(loads)
         if not way.holds:
             await load_alone()
@@ -233,59 +214,12 @@ def _last_load_s(home: Home, model: str | None) -> float:
     return next((took_s for path, took_s in loads.items() if Path(path).name == model), math.nan)
 
 
-def _timing(
-    told: Sequence[dict[str, Any]],
-    target: str,
-    result: SwitchResult,
-    load_s: float,
-    kept_at: float,
-    *,
-    gives_way_first: bool,
-) -> Timing:
-    """From what was told between the end of the switch before and the end of this one."""
-    states = [each for each in told if each["event"] == "state"]
-    starting = next(x["at_s"] for x in reversed(states) if _is(x, "starting", target))
-    ready = next(x["at_s"] for x in states if _is(x, "ready", target) and x["at_s"] > starting)
-    left = [each for each in states if each["at_s"] < starting] if gives_way_first else []
-    stopping = next((x["at_s"] for x in reversed(left) if _is(x, "stopping")), starting)
-    draining = next((x["at_s"] for x in reversed(left) if _is(x, "draining")), stopping)
-    return Timing(
-        model=str(result["current_model"]),
-        total_s=result["switch_time_s"],
-        drain_s=stopping - draining,
-        stop_s=starting - stopping,
-        spawn_s=ready - load_s - starting,
-        load_s=load_s,
-        verify_s=kept_at - ready,
-    )
-
-
-def _is(event: dict[str, Any], state: str, service: str | None = None) -> bool:
-    return event["state"] == state and service in {None, event["service"]}
-
-
-def _written_at(path: Path) -> float:
-    """When a file was written, as monotonic time; up to a tick of the kernel before it was.
-
-    That of the choices is written once a target has proved itself, before it gets any request.
-    """
-    return path.stat().st_mtime - time.time() + time.monotonic()
-
-
-def _confirmed_at(events: Sequence[dict[str, Any]], kept_at: float) -> float:
-    """When Envoy was last seen to get a list that was published then."""
-    until = kept_at + CONFIRM_MAX_S
-    told = [each["at_s"] for each in events if each["event"] == "confirmed"]
-    return max((at for at in told if kept_at < at < until), default=kept_at)
-
-
 def report(trial: Trial) -> bool:
     """Print what was seen; whether it is as it should be."""
     records, timings = trial.all_records, trial.timings
     failed = [record for record in records if record.failed]
     faults = trial.faults()
-    unsuccessful = [each["message"] for each in trial.results if not each["success"]]
-    print(f"{len(trial.results)} switches, {trial.way.name}")
+    print(f"{len(trial.switches)} switches, {trial.way.name}")
     fallback = sum(record.is_fallback for record in records)
     line("requests", f"{len(records):8d}, {fallback} of them answered by the fallback")
     line("longest wait of a request", f"{max(r.wait_s for r in records) * 1000:8.1f} ms")
@@ -300,7 +234,7 @@ def report(trial: Trial) -> bool:
         line("    it proves itself", spread([each.verify_s for each in mine]))
         line("  llama-server by itself: load", spread([each.load_s for each in plain]))
         line("    its end, after SIGTERM", spread([each.end_s for each in plain]))
-    for words in (*unsuccessful, *faults)[:5]:
+    for words in (*trial.failed, *faults)[:5]:
         line("wrong", words)
     beyond_ms = [each.beyond_s * 1000 for each in timings]
     line("beyond load and requests in flight", spread([each.beyond_s for each in timings]))
@@ -308,7 +242,7 @@ def report(trial: Trial) -> bool:
         [
             verdict("failed requests", len(failed), 0, ""),
             verdict("answers of the wrong model", len(faults) - len(failed), 0, ""),
-            verdict("switches that failed", len(unsuccessful), 0, ""),
+            verdict("switches that failed", len(trial.failed), 0, ""),
             verdict("beyond the load, median", statistics.median(beyond_ms), LIMIT_MS, "ms"),
         ]
     )
