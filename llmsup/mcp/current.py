@@ -11,8 +11,6 @@ CHAT: Kind = "chat"
 CODE: Kind = "code"
 RUNNING = frozenset({"starting", "ready", "unready", "draining", "stopping"})
 """The states of a service that has a process."""
-
-
 NOBODY: tuple[None, None] = (None, None)
 
 

@@ -261,14 +261,16 @@ async def call_tool(
         parsed = arguments.parse(given, tool.arguments)
         return await tool.act(Call(home, parsed, tell))
     except LlmsupError as error:
-        document = refusal(error)
-        document["hint"] = document["hint"] or arguments.known(tool.arguments)
-        if not tool.is_read_only:  # scripts read it, whatever went wrong
-            document["success"] = False
-            document["message"] = document["error"]
-        return Reply(document, is_error=True)
+        return _refused(tool, error)
     except Exception as error:  # the session goes on
-        words = LlmsupError(
-            f"unexpected {type(error).__name__}: {error}", hint="this is a bug in llmsup"
-        )
-        return Reply(refusal(words), is_error=True)
+        words = f"unexpected {type(error).__name__}: {error}"
+        return _refused(tool, LlmsupError(words, hint="this is a bug in llmsup"))
+
+
+def _refused(tool: Tool, error: LlmsupError) -> Reply:
+    document = refusal(error)
+    document["hint"] = document["hint"] or arguments.known(tool.arguments)
+    if not tool.is_read_only:  # scripts read it, whatever went wrong
+        document["success"] = False
+        document["message"] = document["error"]
+    return Reply(document, is_error=True)

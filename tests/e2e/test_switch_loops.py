@@ -25,6 +25,7 @@ def test_no_request_fails_and_none_is_answered_by_the_wrong_model(home: Home, wa
     trial = tried(home, way)
 
     assert [record.error for record in trial.all_records if record.failed] == []
+    assert len(set(trial.prompt_tokens.values())) == 2, "so the models are told apart"
     assert trial.faults() == []
     assert trial.failed == []
     assert len(trial.timings) == SWITCHES
