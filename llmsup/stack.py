@@ -191,7 +191,7 @@ class Stack:
             self._journal,
             services=lambda: self._publication.services,
             waiting=lambda: self.activator.waited_for,
-            is_busy=lambda: self._switching.current is not None or self._is_over,
+            is_busy=lambda: self._is_switching or self._is_over,
             begin=self._swap,
             on_change=self._note_turns,
         )
@@ -618,8 +618,12 @@ class Stack:
 
     def _is_changing(self) -> bool:
         """Whether services are restarted, or are not known to be ready yet."""
-        is_switching = self._switching.current is not None or self._profiles.is_on
-        return bool(self._ending or self._unsettled or self._rolls.pending or is_switching)
+        is_settled = not self._unsettled and not self._rolls.pending
+        return self._ending is not None or self._is_switching or not is_settled
+
+    @property
+    def _is_switching(self) -> bool:
+        return self._switching.current is not None or self._profiles.is_on
 
     def _take(self, loaded: Loaded) -> None:
         """This profile is in force: what is planned, wanted and remembered follows it."""
