@@ -96,6 +96,14 @@ class Remembering:
         """These are what the profile wants from now on."""
         self._wanted = frozenset(names)
 
+    @property
+    def asked(self) -> dict[str, str]:
+        """What `Remembered.asked` says of each service, where it says anything."""
+        found = {
+            name: self._asked(name, keeper.service.want) for name, keeper in self._keepers.items()
+        }
+        return {name: asked for name, asked in found.items() if asked}
+
     def soon(self) -> None:
         """Save shortly: never between a death and the next spawn."""
         if self._timer is None and not self._is_ending:

@@ -184,6 +184,8 @@ class CardGate:
         self, service: str, generation: int, grant: Grant, measured_bytes: int | None
     ) -> None:
         """A process that was placed and loaded beside the one of a service took its place."""
+        if service not in self._users:
+            return
         self.adopt(service, generation, grant, measured_bytes)
         self._change(self._leases.loaded(service))
         lease = self._leases.of(service)

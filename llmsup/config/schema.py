@@ -182,7 +182,10 @@ class ServiceTable(Table, frozen=True):
 
 
 class LlamaServer(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="llama-server"):
-    """A llama.cpp server with one model. After loading, `model` is an absolute path."""
+    """A llama.cpp server with one model. After loading, `model` is an absolute path.
+
+    `warm_for_s`: how long its prompt cache is kept on the disk once it gives way; 0 is not at all.
+    """
 
     model: Text
     binary: Text | None = None
@@ -199,6 +202,7 @@ class LlamaServer(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag
     kv_unified: bool | None = None
     n_cpu_moe: Layers | None = None
     degrade: tuple[Degradation, ...] = ()
+    warm_for_s: Seconds = field(default=3600.0, name="warm_for")
 
 
 class Qdrant(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="qdrant"):
