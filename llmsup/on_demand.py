@@ -17,7 +17,7 @@ from llmsup.gateway import Gateway
 from llmsup.host.journal import Journal
 from llmsup.supervisor import Supervisor
 from llmsup.swaps import Swaps
-from llmsup.units import on_demand, ttls_s
+from llmsup.units import on_demand, takes_turns, ttls_s
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class OnDemand:
         self._gateway = gateway
         self._journal = journal
         self._names = on_demand(profile)
+        self._takers = takes_turns(profile).keys()
         self._ttls_s = ttls_s(profile)
         self._swaps = swaps
         self._services = services
@@ -60,6 +61,7 @@ class OnDemand:
     def take(self, profile: Profile) -> None:
         """This profile is in force."""
         self._names = on_demand(profile)
+        self._takers = takes_turns(profile).keys()
         self._ttls_s = ttls_s(profile)
         self._swaps.take(profile)
 
@@ -67,8 +69,11 @@ class OnDemand:
 
     def demand(self, route: Route) -> Answer:
         """What a request for the route gets now."""
-        turns = self._swaps.turns
-        return demand.answer(route, self._services(), self._names, self._expected(), turns)
+        names, expected, turns = self._names, self._expected(), self._swaps.turns
+        if expected:
+            # What a switch begins with is that nothing else of single mode is up: it stays so.
+            names -= self._takers
+        return demand.answer(route, self._services(), names, expected, turns)
 
     def load(self, service: str) -> None:
         """Want this service up."""

@@ -99,6 +99,17 @@ def tenures_s(home: Home) -> list[float]:
     return found
 
 
+def ready_at_once(home: Home) -> int:
+    """The most models that were ready at the same time."""
+    ready: set[str] = set()
+    most = 0
+    for each in home.events():
+        if each["event"] == "state" and each["service"] in {"chat", "code"}:
+            (ready.add if each["state"] == "ready" else ready.discard)(each["service"])
+            most = max(most, len(ready))
+    return most
+
+
 def message(answer: httpx.Response) -> str:
     return str(answer.json()["error"]["message"])
 
@@ -147,6 +158,20 @@ def test_without_a_model_on_demand_no_request_swaps(home: Home, cards: StubCards
     assert swaps(home) == []
 
 
+def test_one_that_is_waited_for_is_not_loaded_beside_one_that_is_swapped_in(
+    home: Home, cards: StubCards
+) -> None:
+    """Both are asked for while none is up: the one is active, the other is about to be."""
+    stack(home, ON_DEMAND, ON_DEMAND)
+    with client(home) as api, ThreadPoolExecutor(8) as pool:
+        for _ in range(4):
+            asking = [(name, pool.submit(ask, api, f"{name}-7b")) for name in ("code", "chat") * 4]
+            for name, each in asking:
+                assert answered_by(each.result()) == own(name)
+            assert home.cli("stop", "chat", "code").returncode == 0
+    assert ready_at_once(home) == 1
+
+
 @EITHER_WAY
 def test_clients_that_alternate_cost_one_swap_per_dwell_time(
     home: Home, cards: StubCards, way: str
@@ -171,6 +196,7 @@ def test_clients_that_alternate_cost_one_swap_per_dwell_time(
         assert set(answers) == {own(name)}
         assert len(answers) > 1, "each had a turn, again and again"
     assert swaps(home)[:4] in (["chat", "code"] * 2, ["code", "chat"] * 2)
+    assert ready_at_once(home) == (1 if way == "break-first" else 2)
     assert min(tenures_s(home)) >= DWELL_S
     assert not [each for each in home.events() if each["event"] == "death"]
 
@@ -272,11 +298,10 @@ def test_a_daemon_killed_in_the_middle_leaves_the_model_before(
         home.wait_state("chat", "ready")
         wait_until(lambda: serves(home) == {"chat": "model.gguf", "code": None}, "chat alone")
         assert answered_by(ask(api, "code-7b")) == own("code")
+        pid = home.service("code")["pid"]
         kill_daemon(home)
-        pid = home.processes()
         home.start()
-        home.wait_state("code", "ready")
-        assert set(home.processes()) >= set(pid), "after its end it stays"
+        assert home.wait_state("code", "ready")["pid"] == pid, "what was swapped in stays"
         assert home.service("chat")["state"] == "stopped"
 
 
