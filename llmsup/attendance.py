@@ -28,7 +28,8 @@ from llmsup.services.launch import Launch, Prompt, Via
 log = logging.getLogger(__name__)
 
 FIRST_PROBE_S = 0.01
-PROBE_GROWTH = 1.5
+PROBE_GROWTH = 1.05
+"""So a start is seen to be over within a twentieth of the time that it took."""
 STARTING_PERIOD_MAX_S = 0.25
 PROGRESS_PERIOD_S = 1.0
 SETTLE_MAX_S = 1.0

@@ -13,8 +13,9 @@ from llmsup.config.models import find_model
 from llmsup.config.overrides import keys_of
 from llmsup.config.paths import Paths
 from llmsup.config.schema import LlamaServer, Profile
+from llmsup.config.wording import quoted
 from llmsup.core.service import Service, Want
-from llmsup.errors import UsageError
+from llmsup.errors import ConfigError, UsageError
 from llmsup.host import choices
 
 
@@ -69,6 +70,37 @@ def propose(
             raise UsageError(
                 f"--set says what {'.'.join(key)} is", hint="llmsup stop, then start without it"
             )
+    chosen = Choice(target if is_single else choice.active, models)
+    return _change(target, spec, file, loaded, choice=chosen, services=services)
+
+
+def propose_swap(
+    target: str, loaded: Loaded, *, choice: Choice, services: Mapping[str, Service]
+) -> Change:
+    """The change that has `target` take the place of the model that is up, in single mode.
+
+    Each keeps the model that it has. Raises UsageError where a flag says which one is up.
+    """
+    if is_flagged(("active",), keys_of(loaded.overrides)):
+        raise UsageError("--set says what active is", hint="llmsup stop, then start without it")
+    spec = loaded.profile.service[target]
+    if not isinstance(spec, LlamaServer):
+        raise UsageError(f"{target} has no model to be switched")
+    chosen = structs.replace(choice, active=target)
+    return _change(target, spec, Path(spec.model), loaded, choice=chosen, services=services)
+
+
+def _change(
+    target: str,
+    spec: LlamaServer,
+    file: Path,
+    loaded: Loaded,
+    *,
+    choice: Choice,
+    services: Mapping[str, Service],
+) -> Change:
+    profile = loaded.profile
+    is_single = profile.mode == "single" and not spec.pinned
     new_profile = structs.replace(
         profile,
         active=target if is_single else profile.active,
@@ -81,12 +113,34 @@ def propose(
         model=file,
         old=loaded,
         new=replace(loaded, profile=new_profile),
-        choice=Choice(target if is_single else choice.active, models),
+        choice=choice,
         leaving=leaving,
         generations={
             name: services[name].generation for name in up if name in leaving or name == target
         },
     )
+
+
+def profile_file(target: str, model: str | None, loaded: Loaded, home: Paths) -> Path | None:
+    """The file of the profile that `target` names; None where it names none, or a service.
+
+    Raises UsageError for one that cannot be switched to from here.
+    """
+    if target in loaded.profile.service:
+        return None
+    try:
+        path = profiles.find(target, home.config)
+    except ConfigError:
+        return None
+    if model is not None:
+        raise UsageError(f"--model is for a service, and {target} is a profile")
+    if loaded.overrides and path != loaded.path:
+        options = " ".join(f"--set {text}" for text in loaded.overrides)
+        raise UsageError(
+            f"{loaded.name} is up with {options}, which no other profile gets",
+            hint=f"llmsup stop, then llmsup start {target}",
+        )
+    return path
 
 
 def _spec(target: str, profile: Profile, home: Paths) -> LlamaServer:
@@ -97,12 +151,8 @@ def _spec(target: str, profile: Profile, home: Paths) -> LlamaServer:
     hint = f"services with a model: {', '.join(known) or 'none'}"
     if spec is not None:
         raise UsageError(f"{target} has no model to be switched", hint=hint)
-    if target in {each.name for each in profiles.available(home.config)}:
-        raise UsageError(
-            f"{target} is another profile, and switching is among the services of one",
-            hint=f"llmsup stop, then llmsup start {target}",
-        )
-    raise UsageError(f"unknown service: {target}", hint=hint)
+    others = ", ".join(each.name for each in profiles.available(home.config))
+    raise UsageError(f"no service or profile {quoted(target)}", hint=f"{hint}; profiles: {others}")
 
 
 def _gives_way(name: str, target: str, profile: Profile) -> bool:
@@ -160,6 +210,20 @@ class Chosen:
     def end(self, choice: Choice | None = None) -> None:
         """The switch is over; what is chosen is this, or what was before it. Raises OSError."""
         self._keep(structs.replace(choice or self.choice, unfinished={}))
+
+    @property
+    def trial(self) -> choices.Trial | None:
+        """A switch to another profile that is not over."""
+        return self._choices.trial
+
+    def try_out(self, trial: choices.Trial) -> None:
+        """A switch to another profile is as far as that. Raises OSError."""
+        self._save(structs.replace(self._choices, trial=trial))
+
+    def end_trial(self, profile: str | None = None) -> None:
+        """It is over; the profile is chosen from now on (None: what was before). Raises OSError."""
+        kept = self._choices.profile if profile is None else profile
+        self._save(structs.replace(self._choices, trial=None, profile=kept))
 
     def last_load_s(self, model: Path) -> float | None:
         """How long the file took to load the last time."""

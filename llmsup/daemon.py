@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from llmsup.announcer import Announcer
 from llmsup.config.load import Loaded, load
@@ -60,7 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         inherited = arguments.lock_fd
         lock = Lock.acquire(home.lock) if inherited is None else Lock.inherit(inherited)
         patience_s = 0.0 if inherited is None else RELOAD_PATIENCE_S
-        loaded = _load(arguments.profile, arguments.overrides, home, patience_s)
+        try:
+            loaded = _load(arguments.profile, arguments.overrides, home, patience_s)
+        except ConfigError as error:
+            loaded = _load_before(error, arguments.profile, home, patience_s)
+        if inherited is None:
+            with troubles.watched("what was switched to is not forgotten"):
+                choices.note_started(home, loaded.path)
         inherited_fds = (arguments.socket_fd, arguments.activator_fd)
         asyncio.run(_run(loaded, home, troubles, lock, inherited_fds))
     except KeyboardInterrupt:  # before the first signal handler: nothing has been started yet
@@ -98,6 +105,17 @@ def _load(profile: str, overrides: Sequence[str], home: Paths, patience_s: float
         time.sleep(RELOAD_PAUSE_S)
 
 
+def _load_before(error: ConfigError, profile: str, home: Paths, patience_s: float) -> Loaded:
+    """What ran before `profile`, which turned out to be bad as it was tried. Raises ConfigError."""
+    trial = choices.peek(home.choices).trial
+    if trial is None or trial.new != profile or not patience_s:
+        raise error
+    log.error("back to %s: %s", trial.old, error.message)
+    with suppress(OSError):
+        choices.note_failed(home.choices, error.message)
+    return _load(trial.old, (), home, patience_s)
+
+
 async def _run(
     loaded: Loaded,
     home: Paths,
@@ -110,7 +128,8 @@ async def _run(
     `inherited_fds`: of the control socket and of the activator's.
     """
     reap()
-    stack = Stack(loaded, home, os.environ, troubles)
+    is_heir = any(each is not None for each in inherited_fds)
+    stack = Stack(loaded, home, os.environ, troubles, is_heir=is_heir)
     announcer = Announcer(Notifier(os.environ), stack.status)
     stack.on_change = announcer.note_change
     # First: who asked for anything meanwhile would meet services that nobody wants yet.
@@ -133,18 +152,18 @@ async def _run(
     if stack.handed_over.is_set():
         log.info("handing over")
         announcer.note_reloading()
-        _become_new_daemon(loaded, lock, socket_fd, activator_fd)
+        _become_new_daemon(stack.heir, lock, socket_fd, activator_fd)
     await asyncio.to_thread(leftovers.end, home)
     log.info("stopped")
 
 
-def _become_new_daemon(loaded: Loaded, lock: Lock, *sockets: int | None) -> None:
+def _become_new_daemon(heir: tuple[str, Sequence[str]], lock: Lock, *sockets: int | None) -> None:
     """In place: the processes stay our children, the lock ours, and systemd's main process.
 
     Threads that are at work just now are not waited for: they end as they would by a SIGKILL,
     which every file and process of ours is made to bear.
     """
-    argv = daemon_argv(str(loaded.path), loaded.overrides)
+    argv = daemon_argv(*heir)
     socket_fd, activator_fd = sockets
     kept = [f"--socket-fd={socket_fd}", f"--activator-fd={activator_fd}"]
     command = [*argv, f"--lock-fd={lock.keep_over_exec()}", *kept]

@@ -18,7 +18,8 @@ Keep = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 class Rolls:
     """The roll that goes on, if any, and those that are due.
 
-    `outdated` are the services that were started otherwise than they would be now.
+    `outdated` are the services that were started otherwise than they would be now. Those that
+    `leave_together` all end before the first of them comes back: for the room that they leave.
     """
 
     def __init__(self, supervisor: Supervisor, keep: Keep) -> None:
@@ -27,6 +28,26 @@ class Rolls:
         self._roll: asyncio.Task[None] | None = None
         self._is_replacing = False
         self.outdated: frozenset[str] = frozenset()
+        self._together: dict[str, int] = {}  # and the generations that are to end
+
+    def leave_together(self, names: Iterable[str]) -> None:
+        """These of the outdated ones."""
+        services = self._supervisor.services
+        self._together = {name: services[name].generation for name in names}
+
+    @property
+    def leaving(self) -> tuple[str, ...]:
+        """Those of them whose processes have not ended yet."""
+        services = self._supervisor.services if self._together else {}
+        return tuple(
+            name
+            for name, generation in self._together.items()
+            if services[name].generation == generation and services[name].pid is not None
+        )
+
+    def is_leaving(self, pid: int) -> bool:
+        """Whether it is the process of one of them."""
+        return any(self._supervisor.services[name].pid == pid for name in self.leaving)
 
     @property
     def pending(self) -> list[str]:
@@ -36,7 +57,7 @@ class Rolls:
     def restart(self, names: Iterable[str], *, drain: bool = True) -> None:
         """Restart these, and then what a roll would still have come to."""
         chosen = tuple(names)
-        rest = {*self.outdated, *self._supervisor.restarting[1:]}.difference(chosen)
+        rest = {*self.outdated, *self._supervisor.restarting[1:]}.difference(chosen, self.leaving)
         self.cancel()
         self._begin(self._restart_first(chosen, drain, rest))
 
@@ -60,6 +81,8 @@ class Rolls:
             self.outdated = frozenset()
 
     def _begin(self, roll: Coroutine[object, object, None]) -> None:
+        for name in self.leaving:  # always first: others may wait for the room
+            self._supervisor.restart(name)
         self._roll = self._keep(roll)
 
     async def _restart_first(
@@ -71,7 +94,7 @@ class Rolls:
     async def _replace_outdated(self) -> None:
         # Nobody sees a moment in which they are neither outdated nor being restarted.
         outdated, self.outdated = self.outdated, frozenset()
-        await self._restart(outdated)
+        await self._restart(outdated.difference(self._together))
 
     async def _restart(self, names: Iterable[str], *, drain: bool = True) -> None:
         with suppress(LlmsupError):  # a succession that failed has been said, and ends the roll

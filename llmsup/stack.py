@@ -26,7 +26,7 @@ from llmsup.bookkeeping import Books
 from llmsup.card_gate import CardGate
 from llmsup.card_news import CardNews
 from llmsup.card_watch import CardWatch
-from llmsup.choosing import Chosen, propose
+from llmsup.choosing import Change, Chosen, profile_file, propose, propose_swap
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
@@ -46,7 +46,9 @@ from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
 from llmsup.errors import LaunchError, LlmsupError, ModelFileError, UsageError
+from llmsup.eviction import Eviction
 from llmsup.evidence import Evidence
+from llmsup.feasibility import require_feasible
 from llmsup.gateway import Gateway
 from llmsup.host import memory
 from llmsup.host.clocks import read_clocks
@@ -62,6 +64,7 @@ from llmsup.inquest import Findings
 from llmsup.on_demand import OnDemand
 from llmsup.placing import Placed, Placing, short_bytes
 from llmsup.preflight import load_startable
+from llmsup.profile_switching import ProfileSwitching
 from llmsup.publication import Publication
 from llmsup.rebalancing import Rebalancing
 from llmsup.rolls import Rolls
@@ -73,10 +76,11 @@ from llmsup.snapshot import gpu_info, plan_info, service_info
 from llmsup.strays import LOOK_PERIOD_S, Strays
 from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
-from llmsup.switching import Switching
+from llmsup.swaps import Swaps
+from llmsup.switching import Switch, Switching
 from llmsup.troubles import Troubles
 from llmsup.understudy import Understudy
-from llmsup.units import GATEWAY, build, on_demand, rebuilt, ttls_s, wanted, warm
+from llmsup.units import GATEWAY, active, away, build, rebuilt, takes_turns, wanted, warm
 from llmsup.warmth import Warmth
 
 log = logging.getLogger(__name__)
@@ -96,7 +100,13 @@ class Stack:
     """Everything one daemon keeps: the services of one profile and their gateway."""
 
     def __init__(
-        self, loaded: Loaded, paths: Paths, environ: Mapping[str, str], troubles: Troubles
+        self,
+        loaded: Loaded,
+        paths: Paths,
+        environ: Mapping[str, str],
+        troubles: Troubles,
+        *,
+        is_heir: bool = False,
     ) -> None:
         profile = loaded.profile
         self._loaded = loaded
@@ -136,7 +146,18 @@ class Stack:
             Placing(self._sizing, offload.plan),
             users,
             lambda: self._supervisor.services,
-            leaving=lambda: (*self._strays.card_users, *self._switching.on_card),
+            eviction=Eviction(
+                users,
+                profile.min_dwell_s,
+                leases=lambda: self._gate.leases,
+                services=lambda: self._supervisor.services,
+                on_demand=lambda: self._on_demand,
+            ),
+            leaving=lambda: (
+                *self._strays.card_users,
+                *self._switching.on_card,
+                *self._rolls.leaving,
+            ),
             is_loading=lambda name: self._supervisor.keepers[name].is_loading(),
             short_bytes=short_bytes,
             on_placed=self._news.note_placed,
@@ -154,7 +175,7 @@ class Stack:
             drain_requests=self._drain_requests,
             warmth=self._warmth,
             troubles=troubles,
-            is_leaving=self._strays.has,
+            is_leaving=lambda pid: self._strays.has(pid) or self._rolls.is_leaving(pid),
             card=self._gate,
             succeed=self._succeed,
         )
@@ -165,14 +186,23 @@ class Stack:
             binary=envoy.program,
             predecessor_socket=self.gateway.predecessor_socket,
         )
+        self._swaps = Swaps(
+            profile,
+            self._journal,
+            services=lambda: self._publication.services,
+            waiting=lambda: self.activator.waited_for,
+            is_busy=lambda: self._is_switching or self._is_over,
+            begin=self._swap,
+            on_change=self._note_turns,
+        )
         self._on_demand = OnDemand(
+            profile,
             self._supervisor,
             self.gateway,
             self._journal,
-            on_demand(profile),
-            ttls_s(profile),
+            self._swaps,
             services=lambda: self._publication.services,
-            expected=lambda: self._switching.expected,
+            expected=lambda: self._switching.expected | self._profiles.expected,
         )
         self.activator = Activator(
             routes, self._on_demand, profile.gateway.hold_timeout_s, models_api.app(routes, self)
@@ -208,7 +238,7 @@ class Stack:
             self._supervisor.keepers,
             troubles,
             measured_bytes=self._measured_bytes,
-            is_asleep=self._on_demand.is_asleep,
+            asleep=self._on_demand.asleep,
         )
         self._chosen = Chosen(paths.choices, str(loaded.path))
         self._switching = Switching(
@@ -226,6 +256,22 @@ class Stack:
             warmth=self._warmth,
             save=self._remembering.now,
         )
+        self._profiles = ProfileSwitching(
+            loaded,
+            self._chosen,
+            self._supervisor,
+            self._journal,
+            is_heir=is_heir,
+            rolls=self._rolls,
+            strays=self._strays,
+            require_startable=self._require_startable,
+            require_feasible=self._require_feasible,
+            asked=lambda: self._remembering.asked,
+            hand_over=self._leave_to,
+            withheld=self._publication.withheld,
+            publish=self._publish,
+        )
+        self.heir = (str(loaded.path), loaded.overrides)  # the profile of the next daemon
         self._tasks: set[asyncio.Task[None]] = set()
         self._switch: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -250,10 +296,10 @@ class Stack:
         written earlier, they would be without services that answer at this very moment.
         """
         self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
-        asked = {name: each.asked for name, each in self._memory.items()}
-        idle = [name for name, each in asked.items() if each == "idle"]
+        asked = {name: each.asked for name, each in self._memory.items()} | self._undone()
+        asked |= self._profiles.asked_before
         down = {name for name, each in asked.items() if each == "down"}
-        down |= self._on_demand.recall(idle)
+        down |= self._on_demand.recall(asked)
         up = [
             name
             for name in self._supervisor.keepers
@@ -264,6 +310,7 @@ class Stack:
         self.gateway.prepare(takes_over=any(each.service == GATEWAY for each in found))
         self._unsettled = {each.service for each in found}
         taken = take_over(found, self._supervisor.keepers, up, self._chosen.choice.unfinished)
+        self._profiles.take_over(taken, up)
         self._undo_switch()
         self._rolls.outdated = taken.outdated
         # A new Envoy has no lists to be kept: whoever is ready helps.
@@ -283,6 +330,7 @@ class Stack:
             self._keep(self._mend_drained_gateway())
         self._keep(self.gateway.keep_confirmed(self._note_confirmed))
         self._keep(self._on_demand.keep())
+        self._keep(self._swaps.keep())
         self._keep(self._card.keep())
         self._keep(self._gate.keep())
         self._keep(self._rebalancing.keep())
@@ -290,6 +338,16 @@ class Stack:
         self._keep(keep_rotated(self._logs(), self._troubles))
         self._keep(keep_watch(self._paths.logs, self._troubles))
         self._keep(self._troubles.keep_trying())
+        if self._profiles.is_on:
+            self._keep_switch(self._profiles.watch())
+
+    def _undone(self) -> dict[str, str]:
+        """Which models are up after a switch of single mode that is undone: the one before it."""
+        profile = self._loaded.profile
+        models = takes_turns(profile)
+        if models.keys().isdisjoint(self._chosen.choice.unfinished):
+            return {}
+        return {name: "up" if name == active(profile) else "down" for name in models}
 
     def _undo_switch(self) -> None:
         """Forget one that an earlier daemon did not finish; what it started was not adopted."""
@@ -345,11 +403,15 @@ class Stack:
         return self._publication.upstreams()
 
     def start(self, names: tuple[str, ...]) -> Answer:
-        """Want services up (none named: those the profile wants); failed ones are tried anew."""
+        """Want services up (none named: those the profile wants); failed ones are tried anew.
+
+        In single mode a model takes the place of the one that is up. Raises LlmsupError where a
+        switch goes on that it would disturb.
+        """
         chosen = self._known(names) or self._wanted
         idle = tuple(name for name in chosen if self._is_idle(name))
         self._refuse_while_ending()
-        self._supervisor.start(idle)
+        self._supervisor.start(self._without_swapped(idle))
         return Answer(changed=list(idle), message=f"starting {_listed(idle)}" if idle else "")
 
     def stop(self, names: tuple[str, ...], *, now: bool) -> Answer:
@@ -364,6 +426,7 @@ class Stack:
         """New processes, one service after another, so that a route's other service answers.
 
         None named: every service that is wanted up, but not the gateway, which serves them all.
+        Raises LlmsupError, as `start`.
         """
         self._refuse_while_ending()
         services = self._supervisor.services
@@ -372,7 +435,7 @@ class Stack:
             for name, service in services.items()
             if service.want is Want.UP and name != GATEWAY
         )
-        self._rolls.restart(chosen, drain=not now)
+        self._rolls.restart(self._without_swapped(chosen), drain=not now)
         return Answer(changed=list(chosen), message=f"restarting {_listed(chosen)}")
 
     async def models(self) -> list[ModelInfo]:
@@ -405,11 +468,13 @@ class Stack:
     ) -> AsyncIterator[SwitchProgress | SwitchResult]:
         """Have a service serve another model file, or that of the profile; see `Switching`.
 
-        Raises UsageError and ConfigError for what cannot be meant, LlmsupError while a switch goes
-        on; then nothing changes.
+        Or another profile: see `ProfileSwitching`. Raises UsageError and ConfigError for what
+        cannot be meant, LlmsupError while a switch goes on; then nothing changes.
         """
         self._refuse_while_ending()
-        self._switching.require_idle()
+        self._refuse_while_switching()
+        if (profile := profile_file(target, model, self._loaded, self._paths)) is not None:
+            return await self._switch_profile(target, profile)
         services = self._supervisor.services
         change = await asyncio.to_thread(
             propose,
@@ -422,10 +487,49 @@ class Stack:
             home=self._paths,
         )
         self._refuse_while_ending()
+        return self._switching.follow(self._begin(change))
+
+    def _swap(self, target: str) -> asyncio.Future[SwitchResult]:
+        """Have a service take the place of the model that is up. Raises LlmsupError."""
+        self._refuse_while_ending()
+        services, choice = self._supervisor.services, self._chosen.choice
+        return self._begin(
+            propose_swap(target, self._loaded, choice=choice, services=services)
+        ).result
+
+    def _without_swapped(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The others of `names`, once those have begun to be swapped in that would be a second one.
+
+        Raises LlmsupError where they cannot be.
+        """
+        services, others = self._supervisor.services, away(self._loaded.profile)
+        swapped = {name for name in names if name in others and services[name].want is Want.DOWN}
+        for name in swapped:
+            self._swap(name)
+        return tuple(name for name in names if name not in swapped)
+
+    def _begin(self, change: Change) -> Switch:
+        self._profiles.require_idle()
         switch = self._switching.begin(change)
-        self._switch = self._keep(self._switching.run(switch))
-        self._switch.add_done_callback(lambda _: self.activator.note_change())
-        return self._switching.follow(switch)
+        self._keep_switch(self._switching.run(switch))
+        return switch
+
+    async def _switch_profile(
+        self, target: str, path: Path
+    ) -> AsyncIterator[SwitchProgress | SwitchResult]:
+        new = await self._require_startable(str(path))
+        self._refuse_while_ending()
+        self._refuse_while_switching()
+        self._profiles.begin(new)
+        self._keep_switch(self._profiles.run(target, new))
+        return self._profiles.follow()
+
+    def follow_switch(self) -> AsyncIterator[SwitchProgress | SwitchResult]:
+        """How far a switch to another profile is, or what came of the last one.
+
+        Raises LlmsupError where there was none.
+        """
+        return self._profiles.follow()
 
     def shut_down(self, *, now: bool) -> Answer:
         """Stop everything, the gateway first; `stopped` is set at the end. Returns at once."""
@@ -449,22 +553,24 @@ class Stack:
         Raises ConfigError with everything that is wrong with it; then nothing changes.
         """
         self._refuse_while_ending()
-        self._switching.require_idle()
-        await asyncio.to_thread(
-            load_startable,
-            str(self._loaded.path),
-            environ=self._environ,
-            overrides=self._loaded.overrides,
-            home=self._paths,
-        )
+        self._refuse_while_switching()
+        await self._require_startable(str(self._loaded.path), self._loaded.overrides)
         return self.hand_over()
 
     def hand_over(self) -> Answer:
         """Leave everything as it is to a new daemon, which is started at once."""
         if self.handed_over.is_set():
             return Answer(changed=[], message="handing over")
+        self._refuse_while_switching()
+        self._leave_to(str(self._loaded.path), self._loaded.overrides)
+        return Answer(changed=[], message="handing over")
+
+    # --- inside
+
+    def _leave_to(self, profile: str, overrides: Sequence[str] = ()) -> None:
+        """Let go of everything, for a new daemon with this profile."""
         self._refuse_while_ending()
-        self._switching.require_idle()
+        self.heir = (profile, tuple(overrides))
         self._rolls.cancel()
         for task in self._tasks:
             task.cancel()
@@ -476,14 +582,48 @@ class Stack:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._journal.write("daemon", why="hands over to a new one")
         self.handed_over.set()
-        return Answer(changed=[], message="handing over")
 
-    # --- inside
+    async def _require_startable(self, source: str, overrides: Sequence[str] = ()) -> Loaded:
+        return await asyncio.to_thread(
+            load_startable,
+            source,
+            environ=self._environ,
+            overrides=overrides,
+            home=self._paths,
+        )
+
+    async def _require_feasible(self, new: Loaded) -> None:
+        await asyncio.to_thread(
+            require_feasible,
+            new.profile,
+            wanted(new.profile),
+            sizing=self._sizing_of(new.profile),
+            reading=await self._gate.read(),
+            coming_back_bytes=self._gate.leases.held_bytes,
+            environ=self._environ,
+        )
+
+    def _sizing_of(self, profile: Profile) -> Sizing:
+        return Sizing(profile, self._environ, lambda: self._books.ledger, self._paths.engines)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing is begun any more: it ends, or another daemon goes on."""
+        return self._ending is not None or self.handed_over.is_set()
+
+    def _note_turns(self) -> None:
+        """Other services than before can be waited for."""
+        self._publish()
+        self.activator.note_change()
 
     def _is_changing(self) -> bool:
         """Whether services are restarted, or are not known to be ready yet."""
-        is_switching = self._switching.current is not None
-        return bool(self._ending or self._unsettled or self._rolls.pending or is_switching)
+        is_settled = not self._unsettled and not self._rolls.pending
+        return self._ending is not None or self._is_switching or not is_settled
+
+    @property
+    def _is_switching(self) -> bool:
+        return self._switching.current is not None or self._profiles.is_on
 
     def _take(self, loaded: Loaded) -> None:
         """This profile is in force: what is planned, wanted and remembered follows it."""
@@ -491,14 +631,12 @@ class Stack:
         self._wanted = wanted(loaded.profile)
         self._remembering.want(self._wanted)
         self._sizing.take(loaded.profile)
+        self._on_demand.take(loaded.profile)
 
     def _rebuilt(self, name: str, loaded: Loaded, port: int | None) -> Unit:
         unit, spec = self._supervisor.keepers[name].unit, loaded.profile.service[name]
         unit = unit if port is None else replace(unit, port=port)
         return rebuilt(unit, spec, self._paths, self._environ)
-
-    def _sizing_of(self, profile: Profile) -> Sizing:
-        return Sizing(profile, self._environ, lambda: self._books.ledger, self._paths.engines)
 
     def _enter(self, unit: Unit, generation: int, beside: Beside) -> Understudy:
         if beside.grant.placement is not None:
@@ -612,6 +750,10 @@ class Stack:
             raise UsageError("the stack is stopping", hint="llmsup start, once it has stopped")
         self._refuse_once_handed_over()
 
+    def _refuse_while_switching(self) -> None:
+        self._switching.require_idle()
+        self._profiles.require_idle()
+
     def _refuse_once_handed_over(self) -> None:
         if self.handed_over.is_set():
             raise LlmsupError("a new daemon takes over just now", hint="try again")
@@ -643,6 +785,7 @@ class Stack:
         self._on_demand.note_change(after)
         self._gate.note_change(before, after)
         self._switching.note_change()
+        self._profiles.note_change()
         self._remembering.soon()
         self.on_change()
         if after.state is not State.STARTING and after.name in self._unsettled:
@@ -752,6 +895,11 @@ class Stack:
             yield Rotated(keeper.unit.log, limits.max_size_bytes, limits.keep)
         yield Rotated(self._paths.daemon_log, limits.max_size_bytes, limits.keep)
         yield Rotated(self._paths.events, EVENTS_MAX_BYTES, EVENTS_KEEP)
+
+    def _keep_switch(self, work: Coroutine[object, object, None]) -> None:
+        self._switch = self._keep(work)
+        self._switch.add_done_callback(lambda _: self.activator.note_change())
+        self._switch.add_done_callback(lambda _: self._swaps.wake())
 
     def _keep(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(_logged(work))

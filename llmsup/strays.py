@@ -28,6 +28,7 @@ class Strays:
     def __init__(self) -> None:
         self._left: set[str] = set()
         self._card_users: dict[str, str] = {}
+        self._told: set[str] = set()
 
     def note(self, marks: Iterable[str], card_users: Mapping[str, str]) -> None:
         """These are to be ended; `card_users`: the services, by marks, that may be on the card."""
@@ -42,6 +43,11 @@ class Strays:
     def has(self, pid: int) -> bool:
         """Whether the process is one of them. They are ended within a while."""
         return any(carries_mark(pid, mark) for mark in self._left)
+
+    @property
+    def are_ending(self) -> bool:
+        """Whether some were told to end, and have not ended yet."""
+        return bool(self._told)
 
     async def end(self, patience_s: Callable[[str], float], at_last: AtLast | None = None) -> None:
         """End all. `patience_s(mark)`: how long their clients are waited for, in seconds.
@@ -58,11 +64,13 @@ class Strays:
             await _wait_unused(mark, patience_s)
             if at_last is not None:
                 await at_last(mark)
+            self._told.add(mark)
             await asyncio.to_thread(end_marked, mark, GRACE_S)
         except Exception:
             log.exception("what is left of %s could not be ended", mark)
         finally:
             self._left.discard(mark)
+            self._told.discard(mark)
 
 
 async def _wait_unused(mark: str, patience_s: float) -> None:

@@ -16,7 +16,7 @@ from llmsup.card_gate import CardGate
 from llmsup.choosing import Change, Chosen
 from llmsup.config.choice import Choice
 from llmsup.config.load import Loaded
-from llmsup.config.models import parts_of
+from llmsup.config.models import size_bytes
 from llmsup.config.schema import LlamaServer
 from llmsup.control.wire import SwitchProgress, SwitchResult
 from llmsup.core.service import Service, State, Want
@@ -204,15 +204,15 @@ class Switching:
         service = self._target(switch).service
         loading = {Phase.LOADING, Phase.LOADING_BESIDE}
         is_loading = switch.phase in loading and service.pid is not None
-        size_bytes = _size_bytes(switch.change.model)
+        model_bytes = size_bytes(switch.change.model)
         taken_bytes = procfs.bytes_taken_in(service.pid or 0) if is_loading else 0
         return {
             "phase": switch.phase.value,
             "service": switch.story.target,
             "model": switch.story.model,
             "elapsed_s": round(self._clock() - switch.began_at, 3),
-            "read_bytes": min(taken_bytes, size_bytes),
-            "size_bytes": size_bytes,
+            "read_bytes": min(taken_bytes, model_bytes),
+            "size_bytes": model_bytes,
             "last_load_s": self._chosen.last_load_s(switch.change.model),
             "why": service.why if switch.phase is not Phase.CHECKING else "",
         }
@@ -492,11 +492,3 @@ def _result_of(switch: Switch, words: str, now: float) -> SwitchResult:
 def _model(loaded: Loaded, service: str) -> str:
     spec = loaded.profile.service[service]
     return spec.model if isinstance(spec, LlamaServer) else ""
-
-
-def _size_bytes(model: Path) -> int:
-    """Of all its files; 0 where they have gone."""
-    try:
-        return sum(part.stat().st_size for part in parts_of(model))
-    except OSError:
-        return 0

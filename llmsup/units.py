@@ -84,16 +84,36 @@ def wanted(profile: Profile) -> tuple[str, ...]:
     Not those that wait for their first request.
     """
     waiting = {name for name, service in profile.service.items() if service.start == "on-demand"}
-    if profile.mode == "dual":
-        return (GATEWAY, *(name for name in profile.service if name not in waiting))
-    models = {
+    idle = waiting | away(profile)
+    return (GATEWAY, *(name for name in profile.service if name not in idle))
+
+
+def takes_turns(profile: Profile) -> dict[str, LlamaServer]:
+    """The models of which single mode has one up at a time; in dual mode none."""
+    return {
         name: service
         for name, service in profile.service.items()
-        if isinstance(service, LlamaServer) and not service.pinned
+        if profile.mode == "single" and isinstance(service, LlamaServer) and not service.pinned
     }
-    active = profile.active or max(models, key=lambda name: models[name].priority, default="")
-    idle = (models.keys() - {active}) | waiting
-    return (GATEWAY, *(name for name in profile.service if name not in idle))
+
+
+def active(profile: Profile) -> str:
+    """Which of them that is; empty where there is none."""
+    models = takes_turns(profile)
+    first = max(models, key=lambda name: models[name].priority, default="")
+    return profile.active or first if models else ""
+
+
+def away(profile: Profile) -> frozenset[str]:
+    """The others, of which each would take its place."""
+    return frozenset(takes_turns(profile).keys() - {active(profile)})
+
+
+def swappable(profile: Profile) -> frozenset[str]:
+    """Those of them that a request swaps in: all, once one of these models starts on demand."""
+    models = takes_turns(profile).values()
+    may_swap = any(service.start == "on-demand" for service in models)
+    return away(profile) if may_swap else frozenset()
 
 
 def on_demand(profile: Profile) -> frozenset[str]:
@@ -101,7 +121,7 @@ def on_demand(profile: Profile) -> frozenset[str]:
     return frozenset(
         name
         for name, service in profile.service.items()
-        if service.start == "on-demand" or service.ttl_s
+        if (service.start == "on-demand" or service.ttl_s) and name not in away(profile)
     )
 
 

@@ -119,6 +119,9 @@ class FakeStack:
 
         return lines()
 
+    def follow_switch(self) -> AsyncIterator[SwitchProgress | SwitchResult]:
+        raise LlmsupError("nothing is being switched")
+
     async def reload(self) -> Answer:
         return self._note("reload", (), now=False)
 

@@ -39,7 +39,8 @@ Profile = Annotated[
     str | None,
     typer.Argument(
         metavar="PROFILE",
-        help="A profile's name or file. Default: what is up, else LLMSUP_PROFILE, else dual.",
+        help="A profile's name or file. Default: what is up or was switched to, else "
+        "LLMSUP_PROFILE, else dual.",
         autocompletion=complete.profiles,
     ),
 ]
@@ -156,8 +157,9 @@ def switch(
         str,
         typer.Argument(
             metavar="TARGET",
-            help="A service with a model. In single mode it becomes the active one.",
-            autocompletion=complete.services,
+            help="A service with a model; in single mode it becomes the active one. "
+            "Or another profile.",
+            autocompletion=complete.targets,
         ),
     ],
     model: Annotated[
@@ -166,7 +168,10 @@ def switch(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Have a service serve another model; what served before comes back where that fails."""
+    """Have a service serve another model, or switch to another profile.
+
+    What served before comes back where that fails.
+    """
     from llmsup.cli import switch as verb
 
     verb.switch(target, model, as_json=as_json)

@@ -16,6 +16,11 @@ def services(incomplete: str) -> list[str]:
     return _offered(_services, incomplete)
 
 
+def targets(incomplete: str) -> list[str]:
+    """What can be switched to."""
+    return [*services(incomplete), *profiles(incomplete)]
+
+
 def logs(incomplete: str) -> list[str]:
     """Whatever there are logs of."""
     return _offered(_logs, incomplete)

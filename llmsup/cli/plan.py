@@ -9,7 +9,6 @@ from dataclasses import replace
 from llmsup.cli import plan_view, terminal
 from llmsup.config.load import Loaded, look
 from llmsup.config.paths import Paths, paths
-from llmsup.config.profiles import default_name
 from llmsup.config.schema import LlamaServer
 from llmsup.control.client import Client
 from llmsup.control.wire import Status
@@ -152,7 +151,7 @@ def _looked(
         source = status["daemon"]["profile_path"]
         overrides = (*status["daemon"]["overrides"], *overrides)
     return look(
-        source or default_name(os.environ),
+        source or choices.profile_meant(home, os.environ),
         environ=os.environ,
         overrides=overrides,
         config_dir=home.config,

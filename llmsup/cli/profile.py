@@ -9,8 +9,9 @@ import typer
 from llmsup.config.dump import document, toml
 from llmsup.config.load import load, look
 from llmsup.config.paths import paths
-from llmsup.config.profiles import available, default_name, find
+from llmsup.config.profiles import available, find
 from llmsup.config.wording import one_line
+from llmsup.host.choices import profile_meant
 
 app = typer.Typer(help="Profiles: list, show, validate.", no_args_is_help=True)
 
@@ -56,7 +57,7 @@ def show(name: Name = None, *, settings: Settings = None, as_json: AsJson = Fals
     A profile whose model files are missing is shown, too; they are named on stderr.
     """
     loaded, missing = look(
-        name or default_name(os.environ),
+        name or profile_meant(paths(), os.environ),
         environ=os.environ,
         overrides=settings or (),
         config_dir=paths().config,
@@ -76,7 +77,7 @@ def show(name: Name = None, *, settings: Settings = None, as_json: AsJson = Fals
 def validate(name: Name = None, *, settings: Settings = None) -> None:
     """Every problem of a profile, one a line; exit 2 where there is one."""
     loaded = load(
-        name or default_name(os.environ),
+        name or profile_meant(paths(), os.environ),
         environ=os.environ,
         overrides=settings or (),
         config_dir=paths().config,
@@ -89,7 +90,7 @@ def validate(name: Name = None, *, settings: Settings = None) -> None:
 @app.command()
 def path(name: Name = None) -> None:
     """The file of a profile."""
-    typer.echo(find(name or default_name(os.environ), paths().config))
+    typer.echo(find(name or profile_meant(paths(), os.environ), paths().config))
 
 
 def _counted(count: int, noun: str) -> str:

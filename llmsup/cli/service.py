@@ -16,6 +16,7 @@ from llmsup.config.paths import Paths, paths
 from llmsup.config.profiles import default_name, find
 from llmsup.control.client import daemon_is_alive
 from llmsup.errors import ConfigError, LlmsupError, UsageError
+from llmsup.host import choices
 from llmsup.host.systemctl import Systemctl, is_wsl, lingers
 from llmsup.services.systemd_unit import NAME, is_untouched, render
 
@@ -55,7 +56,8 @@ def install(
     if user and not system:
         raise UsageError("--user goes with --system", hint="llmsup service install -h")
     unit = _unit(system=system)
-    text = _rendered(unit, profile or default_name(os.environ), _owner(user) if system else None)
+    named = profile or default_name(os.environ)
+    text = _rendered(unit, named, _owner(user) if system else None)
     _require_untouched(unit, force=force)
     _write(unit.path, text)
     terminal.say(f"wrote {unit.path}")
@@ -68,6 +70,7 @@ def install(
     if now:
         _start(unit)
     if not system:
+        _warn_of_choice(named, _home(unit))
         _warn_of_linger()
 
 
@@ -146,14 +149,15 @@ def _user_units() -> Path:
 def _rendered(unit: _Unit, profile: str, owner: tuple[str, str] | None) -> str:
     """The text of the unit. Raises ConfigError for a profile that it could not start."""
     environment = _environment(is_system=unit.is_system)
-    source = _checked(profile, environment)
+    # Named so, and not as an argument, it gives way to a profile that is switched to.
+    environment["LLMSUP_PROFILE"] = _checked(profile, environment)
     program = _program()
     user, group = owner or ("", "")
     name = "llmsup-system.service" if unit.is_system else NAME
     try:
         return render(
             (_templates() / name).read_text(),
-            start=(program, "start", "--foreground", source),
+            start=(program, "start", "--foreground"),
             reload=(program, "reload"),
             environment=environment,
             user=user,
@@ -285,6 +289,13 @@ def _explain_absence(unit: _Unit) -> None:
     else:
         hint = f"where systemd runs: {enable}; here: llmsup start"
     terminal.say(f"hint: {hint}")
+
+
+def _warn_of_choice(profile: str, home: Paths) -> None:
+    chosen = choices.peek(home.choices).profile
+    if chosen not in {"", profile}:
+        terminal.say(f"note: {chosen} was switched to, and is started until that is changed")
+        terminal.say(f"hint: llmsup switch {profile}")
 
 
 def _warn_of_linger() -> None:

@@ -12,11 +12,12 @@ from llmsup.cli.wait import reach, wait_daemon_gone, wait_ready
 from llmsup.config.files import digest
 from llmsup.config.load import Loaded, load
 from llmsup.config.paths import Paths, paths
-from llmsup.config.profiles import default_name, find
+from llmsup.config.profiles import find
 from llmsup.control.client import Client
 from llmsup.control.command import daemon_argv, log_level
 from llmsup.control.wire import DaemonInfo, ServiceInfo, Status
 from llmsup.errors import LlmsupError
+from llmsup.host import choices
 from llmsup.preflight import load_startable
 
 ANEW = "llmsup stop, then llmsup start"
@@ -85,9 +86,8 @@ def _settled(home: Paths) -> Status | None:
 def _loaded(source: str | None, overrides: Sequence[str], home: Paths) -> Loaded:
     """The profile, fit to be started. Raises ConfigError and UsageError."""
     log_level(os.environ)  # what the daemon would refuse is refused here
-    return load_startable(
-        source or default_name(os.environ), environ=os.environ, overrides=overrides, home=home
-    )
+    source = source or choices.profile_meant(home, os.environ)
+    return load_startable(source, environ=os.environ, overrides=overrides, home=home)
 
 
 def _require_same(
@@ -106,7 +106,8 @@ def _require_same(
                 # that goes by its name may be of another machine.
                 load(asked, environ=os.environ, overrides=overrides, config_dir=home.config)
             other = asked.stem if asked.stem != up else str(asked)
-            raise LlmsupError(f"{up} is up, not {other}", hint="llmsup stop first")
+            also = "" if overrides else f", or llmsup switch {source}"
+            raise LlmsupError(f"{up} is up, not {other}", hint=f"llmsup stop first{also}")
     in_force = daemon["overrides"]
     is_asked_for = source is not None or overrides
     if is_asked_for and _by_key(overrides) != _by_key(in_force):

@@ -1,4 +1,4 @@
-"""`llmsup switch`: another model for a service, shown while it loads."""
+"""`llmsup switch`: another model for a service, or another profile, shown while it loads."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ from llmsup.cli import terminal
 from llmsup.cli.live import live
 from llmsup.cli.wait import on_interrupt
 from llmsup.config.paths import paths
+from llmsup.config.profiles import SUFFIX
 from llmsup.control.client import Client
 from llmsup.control.wire import SwitchProgress, SwitchResult
 from llmsup.core.switching import Phase
@@ -23,11 +24,13 @@ Show = Callable[[SwitchProgress], None]
 def switch(target: str, model: str | None, *, as_json: bool) -> None:
     """Have `target` serve `model`, a file, or what its profile says; wait for the end of it.
 
-    A file is looked for here, then where the daemon looks. Raises LlmsupError where it failed.
+    Or have the profile `target` served. A file is looked for here, then where the daemon looks.
+    Raises LlmsupError where it failed.
     """
     if model is not None:
-        here = Path(model).expanduser()
-        model = str(here.absolute()) if here.is_file() else model
+        model = _found_here(model)
+    elif "/" in target or target.endswith(SUFFIX):
+        target = _found_here(target)
     with on_interrupt(GOES_ON), _progress() as show:
         result = Client(paths()).switch(target, model, show)
     if as_json:
@@ -36,7 +39,14 @@ def switch(target: str, model: str | None, *, as_json: bool) -> None:
         for line in lines(result):
             terminal.show(line)
     if not result["success"]:
-        raise LlmsupError(result["message"], hint=f"llmsup why {target}; llmsup logs {target}")
+        whose = "SERVICE" if result["service"] is None else target
+        raise LlmsupError(result["message"], hint=f"llmsup why {whose}; llmsup logs {whose}")
+
+
+def _found_here(file: str) -> str:
+    """The absolute path of a file that is here; what is not is looked for by the daemon."""
+    here = Path(file).expanduser()
+    return str(here.absolute()) if here.is_file() else file
 
 
 def lines(result: SwitchResult) -> list[str]:
@@ -52,8 +62,9 @@ def lines(result: SwitchResult) -> list[str]:
 
 def words(progress: SwitchProgress) -> str:
     """How far it is, on one line."""
-    parts = [f"{progress['service']}: {progress['phase']}"]
-    if progress["phase"] in {Phase.LOADING.value, Phase.LOADING_BESIDE.value}:
+    parts = [f"{progress.get('profile') or progress['service']}: {progress['phase']}"]
+    is_loading = progress["phase"] in {Phase.LOADING.value, Phase.LOADING_BESIDE.value}
+    if is_loading and progress["model"]:
         read, size = progress["read_bytes"], progress["size_bytes"]
         parts.append(f"{progress['model']}, {read / MIB:.0f} of {size / MIB:.0f} MiB")
         if progress["last_load_s"] is not None:

@@ -69,6 +69,14 @@ def parts_of(path: Path) -> tuple[Path, ...]:
     )
 
 
+def size_bytes(path: Path) -> int:
+    """Of all files of a model; 0 where they have gone."""
+    try:
+        return sum(part.stat().st_size for part in parts_of(path))
+    except OSError:
+        return 0
+
+
 def _whole(path: Path, name: str) -> Path:
     """`path`, a model file with all its parts beside it; problems call it `name`."""
     _require_gguf(path, name)

@@ -29,6 +29,12 @@ Period = Annotated[
     ),
 ]
 
+Dwell = Annotated[
+    float,
+    Meta(ge=1.0, extra={"unit": "duration"}, description=f"a duration of 1s or more {_WITH_UNIT}"),
+]
+"""Long enough for those who waited to be answered before the next one's turn."""
+
 Headroom = Annotated[
     Annotated[int, Meta(ge=0, le=2**40)] | None,
     Meta(
@@ -154,8 +160,9 @@ class Liveness(Table, frozen=True):
 class ServiceTable(Table, frozen=True):
     """What every kind of service understands.
 
-    `start = "on-demand"`: by its first request. `ttl_s`: without a request for so long it is
-    unloaded, and the next one loads it again; 0 is never.
+    `start = "on-demand"`: by its first request; one model in single mode that says so lets requests
+    swap them. `ttl_s`: without a request for so long it is unloaded, and the next one loads it
+    again; 0 is never.
     """
 
     depends_on: tuple[str, ...] = ()
@@ -275,12 +282,14 @@ class Gateway(Table, frozen=True):
 class Profile(Table, frozen=True):
     """A whole profile. `mode = "single"`: of the unpinned models only `active` is up.
 
+    `min_dwell_s`: how long a model serves before a request for another one may have it leave.
     `switch = "break-first"`: what runs gives way before another model is started in its place.
     """
 
     mode: Literal["dual", "single"] = "dual"
     switch: Literal["auto", "break-first"] = "auto"
     active: str | None = None
+    min_dwell_s: Dwell = field(default=10.0, name="min_dwell")
     env_file: Text | None = None
     models: Models = Models()
     gpu: Gpu = Gpu()

@@ -1,7 +1,8 @@
 """The control API: the daemon's verbs as HTTP, for the clients of one Unix socket.
 
 Every endpoint answers at once; what takes time is seen in `GET /status`. `POST /switch` answers
-line by line until it has ended, and goes on where the client does not wait for that. An error is
+line by line until it has ended, and goes on where the client does not wait for that; where another
+daemon ends it, `GET /switch` has the rest. An error is
 `{"error": {"message", "hint", "exit_code"}}`. Who may connect may do everything: the socket is
 0600. A request with an Origin comes from a browser through some proxy and changes nothing.
 """
@@ -56,7 +57,13 @@ class Stack(Protocol):
     async def switch(
         self, target: str, model: str | None
     ) -> AsyncIterator[SwitchProgress | SwitchResult]:
-        """Have a service serve another model file, or the profile's; raises UsageError."""
+        """Have a service serve another model file or the profile's, or switch to another profile.
+
+        Raises UsageError.
+        """
+
+    def follow_switch(self) -> AsyncIterator[SwitchProgress | SwitchResult]:
+        """A switch to another profile that an earlier daemon began, or what came of it."""
 
     async def reload(self) -> Answer:
         """Have a new daemon bring about what the profile says now; raises ConfigError."""
@@ -122,9 +129,10 @@ def app(stack: Stack) -> Starlette:
 
     async def switch(request: Request) -> Response:
         body = await _body(request, SwitchBody)
-        lines = await stack.switch(body.target, body.model)
-        encoded = (msgspec.json.encode(line) + b"\n" async for line in lines)
-        return StreamingResponse(encoded, media_type="application/jsonl")
+        return _told(await stack.switch(body.target, body.model))
+
+    async def follow_switch(_request: Request) -> Response:
+        return _told(stack.follow_switch())
 
     async def reload(request: Request) -> Response:
         await _body(request, NoBody)
@@ -147,6 +155,7 @@ def app(stack: Stack) -> Starlette:
             Route("/restart", _guarded(restart), methods=["POST"]),
             Route("/models", _guarded(models), methods=["GET"]),
             Route("/switch", _guarded(switch), methods=["POST"]),
+            Route("/switch", _guarded(follow_switch), methods=["GET"]),
             Route("/reload", _guarded(reload), methods=["POST"]),
             Route("/handover", _guarded(hand_over), methods=["POST"]),
             Route("/shutdown", _guarded(shut_down), methods=["POST"]),
@@ -196,6 +205,11 @@ async def _refuse(_request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     return _error(error.status_code, str(error.detail), "", LlmsupError.exit_code)
+
+
+def _told(lines: AsyncIterator[SwitchProgress | SwitchResult]) -> Response:
+    encoded = (msgspec.json.encode(line) + b"\n" async for line in lines)
+    return StreamingResponse(encoded, media_type="application/jsonl")
 
 
 def _json(value: object, status_code: int = 200) -> Response:

@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from llmsup.errors import LlmsupError, NotRunningError, UnknownStateError, Usage
 
 TIMEOUT_S = 5.0
 POLL_S = 0.02
+REPLACE_TIMEOUT_S = 30.0
 
 
 class NoSocketError(UnknownStateError):
@@ -75,7 +77,8 @@ class Client:
     ) -> SwitchResult:
         """Have a service serve a model file (None: the profile's); returns once that has ended.
 
-        A switch that failed is a result. It goes on where this is interrupted.
+        Or switch to another profile. A switch that failed is a result. It goes on where this is
+        interrupted.
         """
         body: SwitchAsk = {"target": target, "model": model}
 
@@ -83,19 +86,43 @@ class Client:
             if response.status >= 400:
                 return json.loads(response.read())
             line: Any = None
-            while received := response.readline():
-                line = json.loads(received)
-                if isinstance(line, dict) and "phase" in line:
-                    on_progress(cast("SwitchProgress", line))
+            with suppress(http.client.HTTPException, ConnectionError):  # the daemon has ended
+                while received := response.readline():
+                    line = json.loads(received)
+                    if isinstance(line, dict) and "phase" in line:
+                        on_progress(cast("SwitchProgress", line))
             return line
 
         result = self._ask("POST", "/switch", body, read=read)
+        while isinstance(result, dict) and "profile" in result and "success" not in result:
+            result = self._ask_next_daemon(read)
         if not isinstance(result, dict) or "success" not in result:
-            raise UnknownStateError(
-                "the daemon ended before the switch did",
-                hint="llmsup start has what ran before serve again; llmsup status shows it",
-            )
+            raise self._ended_before()
         return cast("SwitchResult", result)
+
+    def _ask_next_daemon(self, read: Callable[[http.client.HTTPResponse], Any]) -> Any:
+        """What the daemon says of a switch that one before it began; a moment may pass until then.
+
+        Raises UnknownStateError where there is none, or none that knows of a switch.
+        """
+        deadline = time.monotonic() + REPLACE_TIMEOUT_S
+        while True:
+            try:
+                return self._ask("GET", "/switch", read=read)
+            except NotRunningError:
+                raise self._ended_before() from None
+            except UnknownStateError:
+                if time.monotonic() >= deadline:
+                    raise
+            except LlmsupError as error:
+                raise UnknownStateError(error.message, hint=error.hint) from None
+            time.sleep(POLL_S)
+
+    def _ended_before(self) -> UnknownStateError:
+        return UnknownStateError(
+            "the daemon ended before the switch did",
+            hint="llmsup start has what ran before serve again; llmsup status shows it",
+        )
 
     def start(self, services: Iterable[str] = ()) -> Answer:
         """Want these up; none: those that the profile starts."""
@@ -159,7 +186,7 @@ class Client:
         except OSError as error:
             if method == "GET" and isinstance(error, ConnectionError) and not is_repeated:
                 # Accepted by a daemon that was just giving way to the next.
-                return self._ask(method, path, is_repeated=True)
+                return self._ask(method, path, is_repeated=True, read=read)
             raise self._mute(error) from None
         except (http.client.HTTPException, ValueError):
             raise self._unintelligible("something other than JSON over HTTP") from None

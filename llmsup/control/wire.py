@@ -196,7 +196,10 @@ class ModelInfo(TypedDict):
 
 
 class SwitchAsk(TypedDict):
-    """Body of `POST /switch`: a service, and a model file or null for that of the profile."""
+    """Body of `POST /switch`: a service, and a model file or null for that of the profile.
+
+    Or another profile, by its name or the absolute path of its file.
+    """
 
     target: str
     model: str | None
@@ -206,9 +209,12 @@ class SwitchProgress(TypedDict):
     """How far a switch is: a line of the answer to `POST /switch`, while it goes on.
 
     `read_bytes` of `size_bytes` are what the server has read or mapped of its model at least.
+    `profile`: the one that is switched to, where it is that. Then `service` is the one that loads
+    just now, and the rest of the lines may have to be asked of the next daemon: `GET /switch`.
     """
 
     phase: str
+    profile: NotRequired[str]
     service: str
     model: str
     elapsed_s: float
@@ -221,7 +227,8 @@ class SwitchProgress(TypedDict):
 class SwitchResult(TypedDict):
     """What came of a switch: the last line. `current_model` is what `service` serves after it.
 
-    `warm_tokens`: so many tokens of its prompt cache it has got back, by its own word.
+    `warm_tokens`: so many tokens of its prompt cache it has got back, by its own word. Of a switch
+    to another profile, `service` is null, and that model answers its first route.
     """
 
     success: bool

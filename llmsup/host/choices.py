@@ -4,12 +4,17 @@ The daemon writes it; others may read it at any time.
 """
 
 import logging
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
 from llmsup.config.choice import NOTHING, Choice
+from llmsup.config.paths import Paths
+from llmsup.config.profiles import default_name, find
+from llmsup.errors import ConfigError
 from llmsup.host.sealed import Sealed
 
 log = logging.getLogger(__name__)
@@ -19,11 +24,35 @@ MAX_BYTES = 4 * 1024 * 1024
 LOADS_KEPT = 200
 
 
+class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A switch from the profile file `old` to `new`, called `target`, that is not over.
+
+    Who finds it has the old one serve again, but for the daemon that it was handed over to.
+    `reason`: what failed, on the way back. `began_at` is monotonic seconds of the boot `boot_id`,
+    during which `asked` tells what the operator asked of services, as `memory.Remembered` has it.
+    `unready`: services that were wanted, and not ready when it began.
+    """
+
+    old: str
+    new: str
+    target: str
+    began_at: float
+    boot_id: str
+    asked: dict[str, str] = {}
+    unready: tuple[str, ...] = ()
+    reason: str = ""
+
+
 class Choices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The choices by the files of their profiles; `load_s`: how long model files took to load."""
+    """The choices by the files of their profiles; `load_s`: how long model files took to load.
+
+    `profile`: the name or the file of the one that was switched to; empty for none.
+    """
 
     profiles: dict[str, Choice] = {}
     load_s: dict[str, float] = {}
+    profile: str = ""
+    trial: Trial | None = None
 
     def of(self, profile_path: str) -> Choice:
         """What was chosen over one profile."""
@@ -58,6 +87,47 @@ def save(path: Path, choices: Choices) -> None:
 def load(path: Path) -> Choices:
     """What was saved; nothing where there is no file or it cannot be trusted (set aside)."""
     return _FILE.load(path) or Choices()
+
+
+def profile_meant(home: Paths, environ: Mapping[str, str]) -> str:
+    """The profile that is meant where none is named, by its name or file.
+
+    The one that was switched to, or from in a switch that is not over; else that of `default_name`.
+    """
+    kept = peek(home.choices)
+    chosen = kept.trial.old if kept.trial is not None else kept.profile
+    if chosen:
+        try:
+            find(chosen, home.config)
+        except ConfigError:
+            log.warning("%s, which was switched to, is not there", chosen)
+        else:
+            return chosen
+    return default_name(environ)
+
+
+def note_started(home: Paths, profile: Path) -> None:
+    """A profile is started: another one that was switched to, or tried, is not meant any more.
+
+    Raises OSError.
+    """
+    kept = load(home.choices)
+    found = kept
+    if kept.trial is not None and kept.trial.old != str(profile):
+        found = replace(found, trial=None)
+    if kept.profile:
+        with suppress(ConfigError):  # its file is not there just now
+            if find(kept.profile, home.config) != profile:
+                found = replace(found, profile="")
+    if found != kept:
+        save(home.choices, found)
+
+
+def note_failed(path: Path, reason: str) -> None:
+    """A profile that is tried cannot be used, for this reason. Raises OSError."""
+    kept = load(path)
+    if kept.trial is not None:
+        save(path, replace(kept, trial=replace(kept.trial, reason=reason)))
 
 
 def peek(path: Path) -> Choices:

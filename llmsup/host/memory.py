@@ -8,6 +8,7 @@ one that cannot be trusted is set aside, never fatal.
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from llmsup.host import procfs
 from llmsup.host.sealed import Sealed
@@ -20,7 +21,7 @@ class Remembered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One service. `deaths` are monotonic seconds, good for one boot of the machine.
 
     `asked`: what the operator asked where that is not what the profile wants, "up" or "down";
-    "idle" where nobody asked and it was unloaded because no request came.
+    where nobody asked and it was unloaded, "idle" because no request came, "evicted" to make room.
     `measured_bytes`: what the card lost to the generation, None where that is not known.
     """
 
@@ -57,10 +58,15 @@ def forget(path: Path) -> None:
 
 
 def load(path: Path, profile_path: str) -> Memory:
-    """What was saved during this boot with this profile; nothing where that cannot be trusted."""
+    """What was saved during this boot; nothing where that cannot be trusted.
+
+    Of services under another profile: what their processes are known by, and nothing else.
+    """
     nothing = Memory(procfs.boot_id(), profile_path)
     memory = _FILE.load(path)
-    if memory is None:
+    if memory is None or memory.boot_id != nothing.boot_id:
         return nothing
-    is_ours = (memory.boot_id, memory.profile_path) == (nothing.boot_id, profile_path)
-    return memory if is_ours else nothing
+    if memory.profile_path == profile_path:
+        return memory
+    services = {name: replace(each, asked="", deaths=()) for name, each in memory.services.items()}
+    return replace(nothing, services=services)

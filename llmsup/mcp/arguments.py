@@ -20,7 +20,8 @@ class Switch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Arguments of `switch_model`."""
 
     model_type: Annotated[
-        Name, Meta(description='"chat", "code", or another service that serves a model')
+        Name,
+        Meta(description='"chat", "code", another service that serves a model, or a profile'),
     ]
     model: Annotated[
         Name | None,

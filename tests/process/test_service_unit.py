@@ -64,7 +64,8 @@ def test_install_writes_enables_and_starts(user: Home) -> None:
     result = user.cli("service", "install", str(user.profile))
     assert result.returncode == 0, result.stderr
     text = unit(user).read_text()
-    assert f"ExecStart={LLMSUP} start --foreground {user.profile}\n" in text
+    assert f"ExecStart={LLMSUP} start --foreground\n" in text
+    assert f"Environment=LLMSUP_PROFILE={user.profile}\n" in text
     assert f"ExecReload={LLMSUP} reload\n" in text
     assert f"Environment=LLMSUP_HOME={user.root}\n" in text
     assert systemd.verbs() == [

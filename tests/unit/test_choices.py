@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from llmsup.choosing import Chosen
 from llmsup.cli.switch import lines, words
 from llmsup.config.choice import NOTHING, Choice
 from llmsup.config.load import Loaded, load
+from llmsup.config.paths import paths
 from llmsup.control.wire import SwitchProgress
-from llmsup.host import choices
+from llmsup.host import choices, memory, procfs
 
 PROFILE = """
 [service.chat]
@@ -94,6 +96,66 @@ def test_what_is_kept_is_found_by_the_next_one(tmp_path: Path) -> None:
     assert choices.load(file).profiles.keys() == {"/other.toml"}
 
 
+def test_the_profile_that_was_switched_to_is_meant_until_another_is_started(
+    tmp_path: Path,
+) -> None:
+    home = paths({"LLMSUP_HOME": str(tmp_path)})
+    home.profiles.mkdir(parents=True)
+    home.state.mkdir(parents=True, exist_ok=True)
+    for name in ("work", "other"):
+        (home.profiles / f"{name}.toml").touch()
+    environ = {"LLMSUP_PROFILE": "other"}
+    assert choices.profile_meant(home, environ) == "other"
+
+    tried = choices.Trial("/old.toml", "/new.toml", "work", 1.0, "boot")
+    Chosen(home.choices, "/p.toml").try_out(tried)
+    assert choices.profile_meant(home, environ) == "other", "the old one has gone"
+    (tmp_path / "old.toml").touch()
+    old = structs.replace(tried, old=str(tmp_path / "old.toml"))
+    kept = Chosen(home.choices, "/p.toml")
+    kept.try_out(old)
+    assert choices.profile_meant(home, environ) == old.old, "it is not over"
+    kept.end_trial("work")
+    assert kept.trial is None
+    assert choices.profile_meant(home, environ) == "work"
+
+    choices.note_started(home, home.profiles / "work.toml")
+    assert choices.profile_meant(home, environ) == "work"
+    (home.profiles / "work.toml").rename(home.profiles / "away.toml")
+    choices.note_started(home, home.profiles / "other.toml")
+    assert choices.profile_meant(home, environ) == "other", "its file is not there"
+    (home.profiles / "away.toml").rename(home.profiles / "work.toml")
+    assert choices.profile_meant(home, environ) == "work"
+    choices.note_started(home, home.profiles / "other.toml")
+    assert choices.load(home.choices) == choices.Choices()
+
+
+def test_a_trial_is_undone_by_the_profile_before_it_and_forgotten_by_others(
+    tmp_path: Path,
+) -> None:
+    home = paths({"LLMSUP_HOME": str(tmp_path)})
+    home.state.mkdir(parents=True)
+    tried = choices.Trial("/old.toml", "/new.toml", "new", 1.0, "boot")
+    Chosen(home.choices, "/old.toml").try_out(tried)
+    choices.note_started(home, Path("/old.toml"))
+    choices.note_failed(home.choices, "it is bad")
+    assert Chosen(home.choices, "/old.toml").trial == structs.replace(tried, reason="it is bad")
+    choices.note_started(home, Path("/new.toml"))
+    assert Chosen(home.choices, "/new.toml").trial is None
+
+
+def test_under_another_profile_only_processes_are_remembered(tmp_path: Path) -> None:
+    file = tmp_path / "memory.json"
+    known = memory.Remembered("down", 4, 2, deaths=(1.0,), port=8001, measured_bytes=9)
+    memory.save(file, memory.Memory(procfs.boot_id(), "/p.toml", {"chat": known}))
+    assert memory.load(file, "/p.toml").services == {"chat": known}
+    assert memory.load(file, "/q.toml") == memory.Memory(
+        procfs.boot_id(), "/q.toml", {"chat": structs.replace(known, asked="", deaths=())}
+    )
+    memory.save(file, memory.Memory("another boot", "/p.toml", {"chat": known}))
+    assert memory.load(file, "/q.toml").services == {}
+
+
 def test_a_file_that_cannot_be_trusted_costs_the_choice_only(tmp_path: Path) -> None:
     file = tmp_path / "choices.json"
     file.write_text("{")
@@ -126,6 +188,10 @@ def test_how_far_a_switch_is_in_words() -> None:
     assert words(progress) == (
         "chat: loading · b.gguf, 30 of 98 MiB · took 2.0 s the last time · 1.2 s"
     )
+    of_profile: SwitchProgress = {**progress, "profile": "work"}
+    assert words(of_profile).startswith("work: loading · b.gguf, 30 of 98 MiB")
+    nothing: SwitchProgress = {**of_profile, "service": "", "model": "", "last_load_s": None}
+    assert words(nothing) == "work: loading · 1.2 s"
     waiting: SwitchProgress = {**progress, "phase": "leaving", "why": "finishes its requests"}
     assert words(waiting) == "chat: leaving · 1.2 s · finishes its requests"
 
