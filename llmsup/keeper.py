@@ -115,6 +115,11 @@ class Keeper:
         self._sweeps: set[asyncio.Task[None]] = set()
         self._held_back: Event | None = None  # an exit that is told once its strays are gone
 
+    @property
+    def warm_tokens(self) -> int:
+        """How many tokens of its prompt cache the process has got back, by its own word."""
+        return self._warmth.tokens(self.service)
+
     def post(self, event: Event) -> None:
         """Handle `event` after those already posted. Never raises: keepers post to each other."""
         self._mailbox.append(event)

@@ -89,12 +89,13 @@ class Proving:
         return service.generation > self._last[name] and service.state in _UP
 
     async def _ask(self, name: str) -> str:
-        port = self._supervisor.keepers[name].port
-        fault = ""
-        if port is not None:
-            served = await served_model(port)
-            is_other = served and Path(served) != self.model(name)
-            fault = f"it serves {served}" if is_other else await token_fault(port)
+        keeper, fault = self._supervisor.keepers[name], ""
+        if keeper.port is not None:
+            served = await served_model(keeper.port)
+            if served and Path(served) != self.model(name):
+                fault = f"it serves {served}"
+            elif not keeper.warm_tokens:  # else it has generated, and a prompt would cool it
+                fault = await token_fault(keeper.port)
         if not fault:
             self._let_in([name])
         self._tell()

@@ -253,7 +253,6 @@ class Stack:
             see_off=self._see_off,
             withheld=self._publication.withheld,
             publish=self._publish,
-            warmth=self._warmth,
             save=self._remembering.now,
         )
         self._profiles = ProfileSwitching(

@@ -42,7 +42,6 @@ from llmsup.room import Beside, Room
 from llmsup.services.launch import Launch
 from llmsup.supervisor import Supervisor
 from llmsup.understudy import Enter, Understudy
-from llmsup.warmth import Warmth
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +93,6 @@ class Switching:
         see_off: Callable[[Service, Launch | None], None],
         withheld: dict[str, range],
         publish: Callable[[], None],
-        warmth: Warmth,
         save: Callable[[], None],
     ) -> None:
         self._supervisor = supervisor
@@ -108,7 +106,6 @@ class Switching:
         self._see_off = see_off
         self._withheld = withheld
         self._publish = publish
-        self._warmth = warmth
         self._save = save
         self._clock = asyncio.get_running_loop().time
         self._woken = asyncio.Event()
@@ -427,8 +424,7 @@ class Switching:
         if served and Path(served) != switch.change.model:
             return f"it serves {served}"
         # One that was warmed up has generated, and any other prompt would cool it.
-        is_warm = self._warmth.tokens(self._target(switch).service)
-        fault = "" if is_warm else await token_fault(port)
+        fault = "" if self._target(switch).warm_tokens else await token_fault(port)
         if not fault and switch.understudy is not None and switch.beside is not None:
             switch.took_bytes = switch.beside.took_bytes(await self._gate.read())
         return fault
@@ -451,8 +447,8 @@ class Switching:
     async def _result(self, switch: Switch) -> SwitchResult:
         is_switched = switch.phase is Phase.SWITCHED
         if is_switched and not switch.story.was_serving:
-            service = self._supervisor.services[switch.change.target]
-            switch.story = replace(switch.story, warm_tokens=self._warmth.tokens(service))
+            warm_tokens = self._supervisor.keepers[switch.change.target].warm_tokens
+            switch.story = replace(switch.story, warm_tokens=warm_tokens)
         words = message(switch.phase, switch.story)
         result = _result_of(switch, words, self._clock())
         names = [switch.change.target] if is_switched else list(switch.change.generations)

@@ -65,6 +65,11 @@ class Understudy:
         """Where it listens."""
         return self._keeper.port
 
+    @property
+    def warm_tokens(self) -> int:
+        """As a keeper has it."""
+        return self._keeper.warm_tokens
+
     def start(self) -> None:
         """Begin."""
         self._keeper.post(StartAsked())

@@ -31,12 +31,15 @@ import contextlib
 import hashlib
 import json
 import socket
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from slots import Slot  # type: ignore[import-not-found]  # it is beside this file
+sys.path.insert(0, str(Path(__file__).parent))  # however this file is run
+from slots import Slot  # type: ignore[import-not-found]
 
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 503: "Service Unavailable"}
 LOADING = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
