@@ -449,6 +449,7 @@ class Stack:
             home=self._paths,
         )
         self._refuse_while_ending()
+        self._refuse_while_switching()
         switch = self._switching.begin(change)
         self._keep_switch(self._switching.run(switch))
         return self._switching.follow(switch)
