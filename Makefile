@@ -70,6 +70,8 @@ bench: install
 	@$(BIN)/python -m bench.gguf_header
 	@$(BIN)/python -m bench.vram_accuracy
 	@$(BIN)/python -m bench.plan
+	@$(BIN)/python -m bench.on_demand
+	@$(BIN)/python -m bench.switching
 
 # Two models on 30 sizes of a card without a GPU, from "nothing fits" to "all fits": 4 minutes.
 card: export LLMSUP_CARD_CAPS ?= 30

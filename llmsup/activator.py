@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmsup.config.units import duration
 from llmsup.core import demand
-from llmsup.core.demand import Answer, Hold, Refuse, Repeat
+from llmsup.core.demand import Answer, Hold, Refuse, Repeat, Swap
 from llmsup.core.routing import Route
 from llmsup.services.envoy import cluster_name
 from llmsup.services.envoy_clusters import ROUTE_HEADER
@@ -42,6 +42,9 @@ class Stack(Protocol):
     def load(self, service: str) -> None:
         """Want this service up, which starts on demand."""
 
+    def note_waiting(self) -> None:
+        """The first request waits for the turn of some service."""
+
     def is_confirmed(self, route: str) -> bool:
         """Whether Envoy has the list of the route as it is now."""
 
@@ -62,7 +65,13 @@ class Activator:
         self._changed = asyncio.Event()
         self._closing = ""
         self._is_handed_over = False
+        self._waiting: dict[object, str] = {}
         self.held = 0
+
+    @property
+    def waited_for(self) -> tuple[str, ...]:
+        """The services whose turn requests wait for, the one of the first request first."""
+        return tuple(dict.fromkeys(self._waiting.values()))
 
     def note_change(self) -> None:
         """Have those who wait look again."""
@@ -116,17 +125,28 @@ class Activator:
         """
         if is_left:
             await self._wait_for_death(route)
+        waiter = object()
         try:
             async with asyncio.timeout(self._hold_timeout_s):
-                while isinstance(answer := self._look(route), Hold):
+                while isinstance(answer := self._look(route), Hold | Swap):
+                    if isinstance(answer, Swap):
+                        self._wait_for_turn(waiter, answer.service)
                     await self._changed.wait()
         except TimeoutError:
             return Refuse(f"not ready within {duration(self._hold_timeout_s)}")
+        finally:
+            self._waiting.pop(waiter, None)
         if isinstance(answer, Repeat) and not self._is_handed_over:
             await self._wait_confirmed(route)
         return answer
 
-    def _look(self, route: Route) -> Hold | Repeat | Refuse:
+    def _wait_for_turn(self, waiter: object, service: str) -> None:
+        is_first = service not in self._waiting.values()
+        self._waiting[waiter] = service
+        if is_first:
+            self._stack.note_waiting()
+
+    def _look(self, route: Route) -> Swap | Hold | Repeat | Refuse:
         if self._is_handed_over:
             return Repeat()
         if self._closing:

@@ -80,7 +80,7 @@ class Remembering:
         troubles: Troubles,
         *,
         measured_bytes: Callable[[str], int | None] = lambda _: None,
-        is_asleep: Callable[[str], bool] = lambda _: False,
+        asleep: Callable[[str], str] = lambda _: "",
     ) -> None:
         self._path = path
         self._profile_path = profile_path
@@ -88,7 +88,7 @@ class Remembering:
         self._keepers = keepers
         self._troubles = troubles
         self._measured_bytes = measured_bytes
-        self._is_asleep = is_asleep
+        self._asleep = asleep
         self._timer: asyncio.TimerHandle | None = None
         self._is_ending = False
 
@@ -137,8 +137,8 @@ class Remembering:
 
     def _asked(self, name: str, want: Want) -> str:
         """As `Remembered.asked`, empty where the profile wants the same."""
-        if want is Want.DOWN and self._is_asleep(name):
-            return "idle"
+        if want is Want.DOWN and (asleep := self._asleep(name)):
+            return asleep
         return "" if (want is Want.UP) == (name in self._wanted) else want.value
 
     def _cancel(self) -> None:

@@ -5,7 +5,7 @@ What is seen is told as events; nothing is decided here.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,12 +23,13 @@ from llmsup.host.fetch import fetch
 from llmsup.host.probe import probe
 from llmsup.host.process import Process, carries_mark
 from llmsup.liveness_watch import LivenessWatch
-from llmsup.services.launch import Launch, Via
+from llmsup.services.launch import Launch, Prompt, Via
 
 log = logging.getLogger(__name__)
 
 FIRST_PROBE_S = 0.01
-PROBE_GROWTH = 1.5
+PROBE_GROWTH = 1.05
+"""So a start is seen to be over within a twentieth of the time that it took."""
 STARTING_PERIOD_MAX_S = 0.25
 PROGRESS_PERIOD_S = 1.0
 SETTLE_MAX_S = 1.0
@@ -86,7 +87,10 @@ class Unit:
 
 
 class Attendance:
-    """One generation of a service, its launch and its process."""
+    """One generation of a service, its launch and its process.
+
+    `warm_up` is done once, before it counts as ready; it raises nothing.
+    """
 
     def __init__(
         self,
@@ -97,6 +101,7 @@ class Attendance:
         *,
         post: Callable[[Event], None],
         service: Callable[[], Service],
+        warm_up: Callable[[], Awaitable[None]] | None,
     ) -> None:
         self._unit = unit
         self._generation = generation
@@ -104,9 +109,10 @@ class Attendance:
         self._process = process
         self._post = post
         self._service = service
+        self._warm_up = warm_up
         self._clock = asyncio.get_running_loop().time
         self._last = ProbeResult(Outcome.UNKNOWN)
-        self._was_asked = False
+        self._is_prepared = False
 
     async def attend_readiness(self) -> None:
         """Probe until cancelled; post what the thresholds make of it."""
@@ -120,8 +126,8 @@ class Attendance:
         while True:
             self._last = await self._probe(so_far)
             after = health.observe(so_far, self._last, readiness)
-            if after.is_ready and not so_far.is_ready:
-                await self._ask_first()
+            if after.is_ready and not so_far.is_ready and await self._prepare():
+                continue  # it may have died of that
             self._tell(so_far, after)
             so_far = after
             if self._service().state is State.STARTING:
@@ -164,12 +170,20 @@ class Attendance:
                 log.exception("service=%s could not be watched", self._unit.name)
         self._post(events.Hung(self._generation, reason))
 
-    async def _ask_first(self) -> None:
-        """Ask the first prompt, once. Whatever is answered will do; a death is seen elsewhere."""
+    async def _prepare(self) -> bool:
+        """What is done once, before anybody else may ask. Returns whether anything was."""
         prompt = self._launch.first_prompt
-        if prompt is None or self._was_asked:
-            return
-        self._was_asked = True
+        if self._is_prepared or (prompt is None and self._warm_up is None):
+            return False
+        self._is_prepared = True
+        if prompt is not None:
+            await self._ask_first(prompt)
+        if self._warm_up is not None:
+            await self._warm_up()
+        return True
+
+    async def _ask_first(self, prompt: Prompt) -> None:
+        """Whatever is answered will do; a death is seen elsewhere."""
         target = replace(self._launch.target, via=Via.HTTP, path=prompt.path)
         with suppress(OSError, ValueError):  # TimeoutError is an OSError
             await fetch(target, timeout_s=FIRST_PROMPT_S, method="POST", body=prompt.body)

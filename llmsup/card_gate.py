@@ -1,8 +1,9 @@
 """Lets one service after another onto the card, each with a plan made of what is free just then.
 
 `core.leases` decides whose turn it is; here the card is read, the plan is made in a thread, and
-what a load really took is found out. Leases follow the states of services (`note_change`), so no
-turn outlives its process. One task decides (`keep`); whoever asks gets a future.
+what a load really took is found out. Where a service finds no room, others may leave for it.
+Leases follow the states of services (`note_change`), so no turn outlives its process. One task
+decides (`keep`); whoever asks gets a future.
 """
 
 import asyncio
@@ -11,8 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from llmsup.card_queue import CardQueue, Evicting
 from llmsup.core import leases
 from llmsup.core.device import Absence, Device, NoDevice, Reading
+from llmsup.core.eviction import Decision, Wait
 from llmsup.core.grant import Grant
 from llmsup.core.leases import Lease, Leases, Rank, Standing
 from llmsup.core.plan import Placement
@@ -49,8 +52,9 @@ class CardGate:
     """The card of one stack.
 
     `read` reads it; `users` are the services that may use it, with their ranks; `services` has
-    all of them as they are. `leaving` names those of an earlier daemon that are being ended, and
-    may be on the card. `is_loading`: whether a service that is ready still fills the card.
+    all of them as they are. `eviction` has services leave for others. `leaving` names those of an
+    earlier daemon that are being ended, and may be on the card. `is_loading`: whether a service
+    that is ready still fills the card.
     `short_bytes` tells how much was missing, from the output of a process that ran out of memory.
     `on_placed` is told of each plan, `on_measured` of what a load took, and `on_no_card` once why
     there is none. `retry` has a service tried again that was refused, and `renew` services
@@ -64,6 +68,7 @@ class CardGate:
         users: Mapping[str, Rank],
         services: Callable[[], Mapping[str, Service]],
         *,
+        eviction: Evicting | None = None,
         leaving: Callable[[], Sequence[str]] = lambda: (),
         is_loading: Callable[[str], Awaitable[bool]] = _never,
         short_bytes: Callable[[Sequence[str], Lease], int | None] = lambda *_: None,
@@ -77,6 +82,7 @@ class CardGate:
         self._placing = placing
         self._users = users
         self._services = services
+        self._eviction = eviction
         self._leaving = leaving
         self._is_loading = is_loading
         self._short_bytes = short_bytes
@@ -91,6 +97,7 @@ class CardGate:
         self._ended: dict[str, Lease] = {}
         self._bounds: dict[str, int] = {}  # of the next plan, and only of that
         self._refused: dict[str, int] = {}  # what was free at that time
+        self._queue = CardQueue()
         self._no_card = ""
         self._cardless: dict[str, int] = {}  # generations that were placed without a card
         self._device: Device | None = None  # as it was read last, however long ago
@@ -152,7 +159,8 @@ class CardGate:
             return "is placed on the card"
         if leaving := self._leaving():
             return f"waits for {', '.join(leaving)} to end"
-        return self._leases.why(service) or "waits for the card to be read"
+        reason = self._queue.why(service) or self._leases.why(service)
+        return reason or "waits for the card to be read"
 
     def recall(self, service: str, written: str) -> tuple[Grant, bool]:
         """What a live process was given, and whether it could be given it now."""
@@ -176,6 +184,8 @@ class CardGate:
         self, service: str, generation: int, grant: Grant, measured_bytes: int | None
     ) -> None:
         """A process that was placed and loaded beside the one of a service took its place."""
+        if service not in self._users:
+            return
         self.adopt(service, generation, grant, measured_bytes)
         self._change(self._leases.loaded(service))
         lease = self._leases.of(service)
@@ -192,12 +202,14 @@ class CardGate:
         """A service is another one now; to be told of every change."""
         if after.want is Want.DOWN:
             self._bounds.pop(after.name, None)
+            self._queue.drop(after.name)
         lease = self._leases.of(after.name)
         if lease is None:
             return
         if after.generation != lease.generation or after.state not in ALIVE:
             self._ended[after.name] = lease
             self._change(self._leases.gone(after.name, self._now()))
+            self._queue.look_again(self._now())
         elif after.state is State.STOPPING:
             self._change(self._leases.told_to_end(after.name, self._now()))
         elif after.state is State.READY and lease.standing is Standing.LOADING:
@@ -259,10 +271,16 @@ class CardGate:
             await self._settle(lease)
         if not self._leases.waiting or self._leases.is_taken or self._leaving():
             return
+        is_coming = self._leases.returning is not None
+        if self._queue.is_being_made(self._leases) or not (is_coming or self._next_up()):
+            return
         reading, is_sure = await self._read_in_earnest()
-        due = self._leases.next_up
+        due = None if self._leases.next_up is None else self._next_up()
         if due is not None:
             await self._grant(due, reading, is_sure=is_sure)
+
+    def _next_up(self) -> Lease | None:
+        return self._queue.next_up(self._leases, self._now())
 
     async def _read_in_earnest(self) -> tuple[Reading, bool]:
         """The card, or why there is none; for a driver that only fails now, what it must be like.
@@ -288,13 +306,17 @@ class CardGate:
         free_bytes = reading.free_bytes if isinstance(reading, Device) else None
         self._change(self._leases.granted(name, free_bytes, is_sure=is_sure))
         others = [each for each in self._users if each != name and self._is_to_come(each)]
+        if name in self._queue:
+            others = self._lasting(others)
         try:
             placement = await asyncio.to_thread(
                 self._placing.place, name, others, reading, self._bounds.get(name)
             )
         except LlmsupError as error:
-            self._refuse(lease, error, free_bytes)
+            if not await self._is_put_off(lease, error, others, reading):
+                self._refuse(lease, error, free_bytes)
             return
+        self._queue.drop(name)
         asker = self._asker_of(lease)
         if asker is None:
             return  # stopped meanwhile
@@ -307,6 +329,53 @@ class CardGate:
         self._say_no_card(reading.reason if isinstance(reading, NoDevice) else "")
         if placement is not None:
             self._tell_placed(placement, lease.generation, free_bytes)
+
+    async def _is_put_off(
+        self, lease: Lease, error: LlmsupError, others: Sequence[str], reading: Reading
+    ) -> bool:
+        """Whether there will be room for one that found none, since others leave for it."""
+        name = lease.service
+        is_room = isinstance(error, NoRoomError) and not error.permanent
+        if not is_room or self._eviction is None or isinstance(reading, NoDevice):
+            return False
+        lasting, bound_bytes = self._lasting(others), self._bounds.get(name)
+
+        def fits(coming_bytes: int) -> bool:
+            free_bytes = min(reading.free_bytes + coming_bytes, reading.total_bytes)
+            then = replace(reading, free_bytes=free_bytes)
+            try:
+                self._placing.place(name, lasting, then, bound_bytes)
+            except LlmsupError:
+                return False
+            return True
+
+        decision: Decision | None = None
+        if self._eviction.may_leave(name) and await asyncio.to_thread(fits, 0):
+            # It was kept for one that would leave itself: who is there comes first.
+            decision = Wait(self._now(), ())
+        else:
+            decision = await self._eviction.decide(name, fits)
+        now = self._leases.of(name)
+        is_its = now is not None and now.generation == lease.generation
+        if decision is None or now is None or not is_its or now.standing is not Standing.LOADING:
+            return False
+        self._change(self._leases.put_off(name))
+        behind_until = self._queue.behind_until(name, self._leases)
+        if isinstance(decision, Wait):
+            self._queue.put_off(name, decision.until, is_sure=decision.is_sure)
+        elif behind_until is not None:
+            self._queue.put_off(name, behind_until, is_sure=True)
+        else:
+            table = self._leases.table
+            leaving = {each: table[each].generation for each in decision.services if each in table}
+            self._queue.promise(name, leaving, self._now())
+            self._eviction.evict(decision.services, name)
+        return True
+
+    def _lasting(self, services: Sequence[str]) -> list[str]:
+        """Those of them that would not leave for others."""
+        eviction = self._eviction
+        return [each for each in services if eviction is None or not eviction.may_leave(each)]
 
     def _is_to_come(self, service: str) -> bool:
         """Whether it is wanted, and will ask for its part of the card."""
@@ -362,6 +431,7 @@ class CardGate:
         if asker is None:
             return
         self._change(self._leases.gone(lease.service, self._now()))
+        self._queue.drop(lease.service)
         if isinstance(error, NoRoomError) and not error.permanent and free_bytes is not None:
             self._refused[lease.service] = free_bytes
         asker.answer.set_exception(error)
@@ -371,6 +441,7 @@ class CardGate:
         for name, asker in list(self._askers.items()):
             del self._askers[name]
             self._change(self._leases.gone(name, self._now()))
+            self._queue.drop(name)
             if not asker.answer.done():
                 words = f"no plan could be made: {type(error).__name__}: {error}"
                 asker.answer.set_exception(LaunchError(words, shortage=True))

@@ -70,6 +70,37 @@ def propose(
             raise UsageError(
                 f"--set says what {'.'.join(key)} is", hint="llmsup stop, then start without it"
             )
+    chosen = Choice(target if is_single else choice.active, models)
+    return _change(target, spec, file, loaded, choice=chosen, services=services)
+
+
+def propose_swap(
+    target: str, loaded: Loaded, *, choice: Choice, services: Mapping[str, Service]
+) -> Change:
+    """The change that has `target` take the place of the model that is up, in single mode.
+
+    Each keeps the model that it has. Raises UsageError where a flag says which one is up.
+    """
+    if is_flagged(("active",), keys_of(loaded.overrides)):
+        raise UsageError("--set says what active is", hint="llmsup stop, then start without it")
+    spec = loaded.profile.service[target]
+    if not isinstance(spec, LlamaServer):
+        raise UsageError(f"{target} has no model to be switched")
+    chosen = structs.replace(choice, active=target)
+    return _change(target, spec, Path(spec.model), loaded, choice=chosen, services=services)
+
+
+def _change(
+    target: str,
+    spec: LlamaServer,
+    file: Path,
+    loaded: Loaded,
+    *,
+    choice: Choice,
+    services: Mapping[str, Service],
+) -> Change:
+    profile = loaded.profile
+    is_single = profile.mode == "single" and not spec.pinned
     new_profile = structs.replace(
         profile,
         active=target if is_single else profile.active,
@@ -82,7 +113,7 @@ def propose(
         model=file,
         old=loaded,
         new=replace(loaded, profile=new_profile),
-        choice=Choice(target if is_single else choice.active, models),
+        choice=choice,
         leaving=leaving,
         generations={
             name: services[name].generation for name in up if name in leaving or name == target

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from llmsup.attendance import Attendance, Unit
 from llmsup.card_use import CardUse
@@ -37,6 +38,7 @@ from llmsup.inquest import Inquest, OnDeath
 from llmsup.services import llama_server
 from llmsup.services.launch import Launch, Target, Via
 from llmsup.troubles import Troubles
+from llmsup.warmth import Warmth
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ class Keeper:
         on_change: Change,
         on_death: OnDeath,
         drain_requests: DrainRequests,
+        warmth: Warmth,
         troubles: Troubles,
         is_leaving: IsLeaving,
         card: CardUse,
@@ -89,12 +92,14 @@ class Keeper:
         self.unit = unit
         self.model = unit.model  # of the process, as far as that is known
         self.port = unit.port  # that of the process; an adopted one may have been given another
+        self.launch: Launch | None = None  # of the process, where it is known
         self.service = _restored(unit, remembered)
         self._remembered = remembered
         self._last_port = remembered.port if remembered else None
         self._on_change = on_change
         self._on_death = on_death
         self._drain_requests = drain_requests
+        self._warmth = warmth
         self._troubles = troubles
         self._is_leaving = is_leaving
         self._card = card
@@ -154,7 +159,8 @@ class Keeper:
             is_its = last is not None and last.generation == found.generation
             measured_bytes = last.measured_bytes if last and is_its else None
             self._card.adopt(self.unit.name, found.generation, grant, measured_bytes)
-        self._inquest.note_launch(launch if is_current else None)
+        self.launch = launch if is_current else None
+        self._inquest.note_launch(self.launch)
         self._inquest.note_process(process.pid, None)
         offset = logfile.size_bytes(self.unit.log)
         self._attend_to(process, found.generation, launch, offset)
@@ -172,7 +178,7 @@ class Keeper:
             raise LaunchError("the process to be replaced was stopped meanwhile")
         # First: who is told of the change finds it where it listens.
         self.port, self.model = self.unit.port, self.unit.model
-        self.log_start = successor.log_offset
+        self.launch, self.log_start = successor.launch, successor.log_offset
         self.post(event)
         self._dismiss()
         if before is not None:
@@ -333,11 +339,21 @@ class Keeper:
         process = Process.spawn(launch, log=self.unit.log, mark=mark)
         self._inquest.note_process(process.pid, offset)
         self.port, self.model, self.log_start = self.unit.port, self.unit.model, offset
+        self.launch = launch
         self.post(events.Spawned(generation, process.pid))
-        self._attend_to(process, generation, launch, offset)
+        warm_up = partial(self._put_back, launch) if launch.slots is not None else None
+        self._attend_to(process, generation, launch, offset, warm_up)
+
+    async def _put_back(self, launch: Launch) -> None:
+        await self._warmth.put_back(self.service, launch)
 
     def _attend_to(
-        self, process: Process, generation: int, launch: Launch, log_offset: int
+        self,
+        process: Process,
+        generation: int,
+        launch: Launch,
+        log_offset: int,
+        warm_up: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         def on_exit(status: ExitStatus) -> None:
             self._note_exit(generation, launch, status, log_offset)
@@ -346,7 +362,13 @@ class Keeper:
         self._running = Running(process, generation, launch, log_offset)
         process.watch(on_exit)
         attendance = Attendance(
-            self.unit, generation, launch, process, post=self.post, service=lambda: self.service
+            self.unit,
+            generation,
+            launch,
+            process,
+            post=self.post,
+            service=lambda: self.service,
+            warm_up=warm_up,
         )
         self._attend(attendance.attend_readiness())
         self._attend(attendance.attend_progress())
@@ -406,13 +428,18 @@ class Keeper:
             lines = self._loading_lines(log_offset)
             words, is_remedied = self._card.note_out_of_memory(self.unit.name, lines)
             reason = f"{reason}; {words}" if words else reason
+        cause = diagnosis.cause
+        is_starting = self.service.state is State.STARTING
+        if is_starting and not is_remedied and self._warmth.was_fed(self.service):
+            cause, is_permanent, is_remedied = Cause.PROMPT_CACHE, False, True
+            reason = f"{reason}; it had got back what was kept of its prompt cache"
         exited = events.Exited(
             generation,
             reason,
             clean=status.clean,
             permanent=is_permanent,
             remedied=is_remedied,
-            cause=diagnosis.cause,
+            cause=cause,
         )
         # A death is answered at once; a stop is over when nothing is left of the generation.
         if self.service.state is State.STOPPING:

@@ -381,6 +381,7 @@ class ProfileSwitching:
             "service": None,
             "profile": self._loaded.name,
             "switch_time_s": round(time.monotonic() - self._began_at, 3),
+            "warm_tokens": 0,
         }
 
     async def _current_model(self) -> str | None:

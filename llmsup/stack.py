@@ -26,7 +26,7 @@ from llmsup.bookkeeping import Books
 from llmsup.card_gate import CardGate
 from llmsup.card_news import CardNews
 from llmsup.card_watch import CardWatch
-from llmsup.choosing import Chosen, profile_file, propose
+from llmsup.choosing import Change, Chosen, profile_file, propose, propose_swap
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
@@ -46,6 +46,7 @@ from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
 from llmsup.core.service import Policy, Service, State, Want
 from llmsup.errors import LaunchError, LlmsupError, ModelFileError, UsageError
+from llmsup.eviction import Eviction
 from llmsup.evidence import Evidence
 from llmsup.feasibility import require_feasible
 from llmsup.gateway import Gateway
@@ -69,15 +70,18 @@ from llmsup.rebalancing import Rebalancing
 from llmsup.rolls import Rolls
 from llmsup.room import Beside, Room
 from llmsup.services import envoy
+from llmsup.services.launch import Launch
 from llmsup.sizing import Sizing
 from llmsup.snapshot import gpu_info, plan_info, service_info
 from llmsup.strays import LOOK_PERIOD_S, Strays
 from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
-from llmsup.switching import Switching
+from llmsup.swaps import Swaps
+from llmsup.switching import Switch, Switching
 from llmsup.troubles import Troubles
 from llmsup.understudy import Understudy
-from llmsup.units import GATEWAY, build, on_demand, rebuilt, ttls_s, wanted
+from llmsup.units import GATEWAY, active, away, build, rebuilt, takes_turns, wanted, warm
+from llmsup.warmth import Warmth
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +138,7 @@ class Stack:
         self._memory = memory.load(paths.memory, str(loaded.path)).services
         last_ports = {name: each.port for name, each in self._memory.items() if each.port}
         self._strays = Strays()
+        self._warmth = Warmth(paths.slots, paths.slot_index, self._journal)
         units = build(profile, paths, environ, last_ports, lambda: self._card.is_busy)
         users = {unit.name: unit.rank for unit in units if unit.uses_card}
         self._gate = CardGate(
@@ -141,6 +146,13 @@ class Stack:
             Placing(self._sizing, offload.plan),
             users,
             lambda: self._supervisor.services,
+            eviction=Eviction(
+                users,
+                profile.min_dwell_s,
+                leases=lambda: self._gate.leases,
+                services=lambda: self._supervisor.services,
+                on_demand=lambda: self._on_demand,
+            ),
             leaving=lambda: (
                 *self._strays.card_users,
                 *self._switching.on_card,
@@ -161,6 +173,7 @@ class Stack:
             on_change=self._note_change,
             on_death=self._note_death,
             drain_requests=self._drain_requests,
+            warmth=self._warmth,
             troubles=troubles,
             is_leaving=lambda pid: self._strays.has(pid) or self._rolls.is_leaving(pid),
             card=self._gate,
@@ -173,12 +186,21 @@ class Stack:
             binary=envoy.program,
             predecessor_socket=self.gateway.predecessor_socket,
         )
+        self._swaps = Swaps(
+            profile,
+            self._journal,
+            services=lambda: self._publication.services,
+            waiting=lambda: self.activator.waited_for,
+            is_busy=lambda: self._is_switching or self._is_over,
+            begin=self._swap,
+            on_change=self._note_turns,
+        )
         self._on_demand = OnDemand(
+            profile,
             self._supervisor,
             self.gateway,
             self._journal,
-            on_demand(profile),
-            ttls_s(profile),
+            self._swaps,
             services=lambda: self._publication.services,
             expected=lambda: self._switching.expected | self._profiles.expected,
         )
@@ -216,7 +238,7 @@ class Stack:
             self._supervisor.keepers,
             troubles,
             measured_bytes=self._measured_bytes,
-            is_asleep=self._on_demand.is_asleep,
+            asleep=self._on_demand.asleep,
         )
         self._chosen = Chosen(paths.choices, str(loaded.path))
         self._switching = Switching(
@@ -231,6 +253,7 @@ class Stack:
             see_off=self._see_off,
             withheld=self._publication.withheld,
             publish=self._publish,
+            warmth=self._warmth,
             save=self._remembering.now,
         )
         self._profiles = ProfileSwitching(
@@ -273,16 +296,16 @@ class Stack:
         written earlier, they would be without services that answer at this very moment.
         """
         self._journal.write("daemon", why=f"started with profile {self._loaded.name}")
-        asked = {name: each.asked for name, each in self._memory.items()}
+        asked = {name: each.asked for name, each in self._memory.items()} | self._undone()
         asked |= self._profiles.asked_before
-        idle = [name for name, each in asked.items() if each == "idle"]
         down = {name for name, each in asked.items() if each == "down"}
-        down |= self._on_demand.recall(idle)
+        down |= self._on_demand.recall(asked)
         up = [
             name
             for name in self._supervisor.keepers
             if asked.get(name) == "up" or (name in self._wanted and name not in down)
         ]
+        self._warmth.begin(warm(self._loaded.profile))
         found = find(home_mark(self._paths))
         self.gateway.prepare(takes_over=any(each.service == GATEWAY for each in found))
         self._unsettled = {each.service for each in found}
@@ -307,14 +330,24 @@ class Stack:
             self._keep(self._mend_drained_gateway())
         self._keep(self.gateway.keep_confirmed(self._note_confirmed))
         self._keep(self._on_demand.keep())
+        self._keep(self._swaps.keep())
         self._keep(self._card.keep())
         self._keep(self._gate.keep())
         self._keep(self._rebalancing.keep())
+        self._keep(self._warmth.keep())
         self._keep(keep_rotated(self._logs(), self._troubles))
         self._keep(keep_watch(self._paths.logs, self._troubles))
         self._keep(self._troubles.keep_trying())
         if self._profiles.is_on:
             self._keep_switch(self._profiles.watch())
+
+    def _undone(self) -> dict[str, str]:
+        """Which models are up after a switch of single mode that is undone: the one before it."""
+        profile = self._loaded.profile
+        models = takes_turns(profile)
+        if models.keys().isdisjoint(self._chosen.choice.unfinished):
+            return {}
+        return {name: "up" if name == active(profile) else "down" for name in models}
 
     def _undo_switch(self) -> None:
         """Forget one that an earlier daemon did not finish; what it started was not adopted."""
@@ -370,11 +403,15 @@ class Stack:
         return self._publication.upstreams()
 
     def start(self, names: tuple[str, ...]) -> Answer:
-        """Want services up (none named: those the profile wants); failed ones are tried anew."""
+        """Want services up (none named: those the profile wants); failed ones are tried anew.
+
+        In single mode a model takes the place of the one that is up. Raises LlmsupError where a
+        switch goes on that it would disturb.
+        """
         chosen = self._known(names) or self._wanted
         idle = tuple(name for name in chosen if self._is_idle(name))
         self._refuse_while_ending()
-        self._supervisor.start(idle)
+        self._supervisor.start(self._without_swapped(idle))
         return Answer(changed=list(idle), message=f"starting {_listed(idle)}" if idle else "")
 
     def stop(self, names: tuple[str, ...], *, now: bool) -> Answer:
@@ -389,6 +426,7 @@ class Stack:
         """New processes, one service after another, so that a route's other service answers.
 
         None named: every service that is wanted up, but not the gateway, which serves them all.
+        Raises LlmsupError, as `start`.
         """
         self._refuse_while_ending()
         services = self._supervisor.services
@@ -397,7 +435,7 @@ class Stack:
             for name, service in services.items()
             if service.want is Want.UP and name != GATEWAY
         )
-        self._rolls.restart(chosen, drain=not now)
+        self._rolls.restart(self._without_swapped(chosen), drain=not now)
         return Answer(changed=list(chosen), message=f"restarting {_listed(chosen)}")
 
     async def models(self) -> list[ModelInfo]:
@@ -449,10 +487,32 @@ class Stack:
             home=self._paths,
         )
         self._refuse_while_ending()
-        self._refuse_while_switching()
+        return self._switching.follow(self._begin(change))
+
+    def _swap(self, target: str) -> asyncio.Future[SwitchResult]:
+        """Have a service take the place of the model that is up. Raises LlmsupError."""
+        self._refuse_while_ending()
+        services, choice = self._supervisor.services, self._chosen.choice
+        return self._begin(
+            propose_swap(target, self._loaded, choice=choice, services=services)
+        ).result
+
+    def _without_swapped(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The others of `names`, once those have begun to be swapped in that would be a second one.
+
+        Raises LlmsupError where they cannot be.
+        """
+        services, others = self._supervisor.services, away(self._loaded.profile)
+        swapped = {name for name in names if name in others and services[name].want is Want.DOWN}
+        for name in swapped:
+            self._swap(name)
+        return tuple(name for name in names if name not in swapped)
+
+    def _begin(self, change: Change) -> Switch:
+        self._profiles.require_idle()
         switch = self._switching.begin(change)
         self._keep_switch(self._switching.run(switch))
-        return self._switching.follow(switch)
+        return switch
 
     async def _switch_profile(
         self, target: str, path: Path
@@ -546,10 +606,24 @@ class Stack:
     def _sizing_of(self, profile: Profile) -> Sizing:
         return Sizing(profile, self._environ, lambda: self._books.ledger, self._paths.engines)
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing is begun any more: it ends, or another daemon goes on."""
+        return self._ending is not None or self.handed_over.is_set()
+
+    def _note_turns(self) -> None:
+        """Other services than before can be waited for."""
+        self._publish()
+        self.activator.note_change()
+
     def _is_changing(self) -> bool:
         """Whether services are restarted, or are not known to be ready yet."""
-        is_switching = self._switching.current is not None or self._profiles.is_on
-        return bool(self._ending or self._unsettled or self._rolls.pending or is_switching)
+        is_settled = not self._unsettled and not self._rolls.pending
+        return self._ending is not None or self._is_switching or not is_settled
+
+    @property
+    def _is_switching(self) -> bool:
+        return self._switching.current is not None or self._profiles.is_on
 
     def _take(self, loaded: Loaded) -> None:
         """This profile is in force: what is planned, wanted and remembered follows it."""
@@ -557,6 +631,7 @@ class Stack:
         self._wanted = wanted(loaded.profile)
         self._remembering.want(self._wanted)
         self._sizing.take(loaded.profile)
+        self._on_demand.take(loaded.profile)
 
     def _rebuilt(self, name: str, loaded: Loaded, port: int | None) -> Unit:
         unit, spec = self._supervisor.keepers[name].unit, loaded.profile.service[name]
@@ -573,6 +648,7 @@ class Stack:
             beside.grant,
             on_change=self._note_understudy,
             on_death=self._note_death,
+            warmth=self._warmth,
             troubles=self._troubles,
         )
 
@@ -583,11 +659,17 @@ class Stack:
             words = after.why or "beside the one that serves"
             self._tell_change(before, replace(after, why=words))
 
-    def _see_off(self, name: str, generation: int) -> None:
+    def _see_off(self, service: Service, launch: Launch | None) -> None:
         """End a process whose place was taken, once it has no clients any more."""
-        mark = self._supervisor.keepers[name].unit.generation_mark(generation)
-        self._strays.note([mark], {mark: name})
-        self._keep(self._strays.end(lambda _: self._drain_timeout_s(name)))
+        name, unit = service.name, self._supervisor.keepers[service.name].unit
+        its_mark = unit.generation_mark(service.generation)
+
+        async def save(mark: str) -> None:
+            if mark == its_mark and self._ending is None:
+                await self._warmth.save(service, launch)
+
+        self._strays.note([its_mark], {its_mark: name})
+        self._keep(self._strays.end(lambda _: self._drain_timeout_s(name), save))
 
     def _trouble(self) -> str:
         return self.gateway.last_error or self._succession.trouble
@@ -803,6 +885,9 @@ class Stack:
             return
         while await self.gateway.in_flight(name):
             await asyncio.sleep(IN_FLIGHT_PERIOD_S)
+        if self._ending is None:
+            keeper = self._supervisor.keepers[name]
+            await self._warmth.save(keeper.service, keeper.launch)
 
     def _logs(self) -> Iterator[Rotated]:
         limits = self._loaded.profile.logs
@@ -814,6 +899,7 @@ class Stack:
     def _keep_switch(self, work: Coroutine[object, object, None]) -> None:
         self._switch = self._keep(work)
         self._switch.add_done_callback(lambda _: self.activator.note_change())
+        self._switch.add_done_callback(lambda _: self._swaps.wake())
 
     def _keep(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(_logged(work))

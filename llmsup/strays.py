@@ -7,7 +7,7 @@ that is off the lists, so what is looked at are connections: it closes those tha
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from llmsup.host import ports
 from llmsup.host.process import carries_mark, end_marked, marked
@@ -16,6 +16,10 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 10.0
 LOOK_PERIOD_S = 0.05
+
+
+AtLast = Callable[[str], Awaitable[None]]
+"""What is to be done with the processes of a mark before they are ended."""
 
 
 class Strays:
@@ -45,16 +49,21 @@ class Strays:
         """Whether some were told to end, and have not ended yet."""
         return bool(self._told)
 
-    async def end(self, patience_s: Callable[[str], float]) -> None:
-        """End all. `patience_s(mark)`: how long their clients are waited for, in seconds."""
+    async def end(self, patience_s: Callable[[str], float], at_last: AtLast | None = None) -> None:
+        """End all. `patience_s(mark)`: how long their clients are waited for, in seconds.
+
+        `at_last(mark)` is done once that is over.
+        """
         async with asyncio.TaskGroup() as group:
             for mark in sorted(self._left):
-                group.create_task(self._end(mark, patience_s(mark)))
+                group.create_task(self._end(mark, patience_s(mark), at_last))
 
-    async def _end(self, mark: str, patience_s: float) -> None:
+    async def _end(self, mark: str, patience_s: float, at_last: AtLast | None) -> None:
         try:
             log.info("ending what is left of %s", mark)
             await _wait_unused(mark, patience_s)
+            if at_last is not None:
+                await at_last(mark)
             self._told.add(mark)
             await asyncio.to_thread(end_marked, mark, GRACE_S)
         except Exception:

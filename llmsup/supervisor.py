@@ -12,6 +12,7 @@ from llmsup.host.memory import Remembered
 from llmsup.inquest import OnDeath
 from llmsup.keeper import Change, DrainRequests, IsLeaving, Keeper
 from llmsup.troubles import Troubles
+from llmsup.warmth import Warmth
 
 Succeed = Callable[[str], Awaitable[bool]]
 """Replaces the process of a service by one started beside it; False where that is not possible.
@@ -35,6 +36,7 @@ class Supervisor:
         on_change: Change,
         on_death: OnDeath,
         drain_requests: DrainRequests,
+        warmth: Warmth,
         troubles: Troubles,
         is_leaving: IsLeaving,
         card: CardUse,
@@ -51,6 +53,7 @@ class Supervisor:
                 on_change=self._note_change,
                 on_death=on_death,
                 drain_requests=drain_requests,
+                warmth=warmth,
                 troubles=troubles,
                 is_leaving=is_leaving,
                 card=card,

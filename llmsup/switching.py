@@ -19,7 +19,7 @@ from llmsup.config.load import Loaded
 from llmsup.config.models import size_bytes
 from llmsup.config.schema import LlamaServer
 from llmsup.control.wire import SwitchProgress, SwitchResult
-from llmsup.core.service import State, Want
+from llmsup.core.service import Service, State, Want
 from llmsup.core.switching import (
     BESIDE,
     ENDS,
@@ -39,8 +39,10 @@ from llmsup.host.journal import Journal
 from llmsup.host.model_server import served_model, token_fault
 from llmsup.keeper import Keeper
 from llmsup.room import Beside, Room
+from llmsup.services.launch import Launch
 from llmsup.supervisor import Supervisor
 from llmsup.understudy import Enter, Understudy
+from llmsup.warmth import Warmth
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +75,9 @@ class Switching:
 
     `take` makes another profile the one that is in force. `rebuild` is the unit of a service as a
     profile has it; a port of None is the one it has. `enter` makes an understudy, and `see_off`
-    ends the generation of a service whose place was taken. `withheld` are the generations that get
-    no requests; `publish` has the lists follow it. `save` has the next daemon know
-    what is wanted and where it listens.
+    ends the generation of a service whose place was taken, and that was launched so. `withheld`
+    are the generations that get no requests; `publish` has the lists follow it. `save` has the next
+    daemon know what is wanted and where it listens.
     """
 
     def __init__(
@@ -89,9 +91,10 @@ class Switching:
         rebuild: Callable[[str, Loaded, int | None], Unit],
         room: Room,
         enter: Enter,
-        see_off: Callable[[str, int], None],
+        see_off: Callable[[Service, Launch | None], None],
         withheld: dict[str, range],
         publish: Callable[[], None],
+        warmth: Warmth,
         save: Callable[[], None],
     ) -> None:
         self._supervisor = supervisor
@@ -105,6 +108,7 @@ class Switching:
         self._see_off = see_off
         self._withheld = withheld
         self._publish = publish
+        self._warmth = warmth
         self._save = save
         self._clock = asyncio.get_running_loop().time
         self._woken = asyncio.Event()
@@ -339,7 +343,7 @@ class Switching:
             self._remember(change.choice)
             return
         keeper = self._supervisor.keepers[change.target]
-        generation = keeper.service.generation
+        service, launch = keeper.service, keeper.launch
         successor = understudy.yield_place()
         if successor is None:
             raise LaunchError("it ended at the last moment")
@@ -349,9 +353,11 @@ class Switching:
         if before is not None:
             before.watch(lambda _: None)  # it is a child of ours, and reaped by that
         switch.understudy = None
-        self._gate.succeed(change.target, successor.generation, beside.grant, switch.took_bytes)
+        if understudy.unit.uses_card:
+            grant, took_bytes = beside.grant, switch.took_bytes
+            self._gate.succeed(change.target, successor.generation, grant, took_bytes)
         self._save()
-        self._see_off(change.target, generation)
+        self._see_off(service, launch)
 
     async def _drop(self, switch: Switch) -> None:
         """What ran before has never stopped: only the target ends."""
@@ -420,7 +426,9 @@ class Switching:
         served = await served_model(port)
         if served and Path(served) != switch.change.model:
             return f"it serves {served}"
-        fault = await token_fault(port)
+        # One that was warmed up has generated, and any other prompt would cool it.
+        is_warm = self._warmth.tokens(self._target(switch).service)
+        fault = "" if is_warm else await token_fault(port)
         if not fault and switch.understudy is not None and switch.beside is not None:
             switch.took_bytes = switch.beside.took_bytes(await self._gate.read())
         return fault
@@ -441,9 +449,12 @@ class Switching:
                 log.warning("how long it took is not remembered: %s", error)
 
     async def _result(self, switch: Switch) -> SwitchResult:
+        is_switched = switch.phase is Phase.SWITCHED
+        if is_switched and not switch.story.was_serving:
+            service = self._supervisor.services[switch.change.target]
+            switch.story = replace(switch.story, warm_tokens=self._warmth.tokens(service))
         words = message(switch.phase, switch.story)
         result = _result_of(switch, words, self._clock())
-        is_switched = switch.phase is Phase.SWITCHED
         names = [switch.change.target] if is_switched else list(switch.change.generations)
         for name in names:
             keeper = self._supervisor.keepers[name]
@@ -474,6 +485,7 @@ def _result_of(switch: Switch, words: str, now: float) -> SwitchResult:
         "service": None,
         "profile": switch.change.old.name,
         "switch_time_s": round(now - switch.began_at, 3),
+        "warm_tokens": switch.story.warm_tokens,
     }
 
 

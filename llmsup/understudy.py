@@ -19,6 +19,7 @@ from llmsup.inquest import OnDeath
 from llmsup.keeper import Change, Keeper, Running
 from llmsup.room import Beside
 from llmsup.troubles import Troubles
+from llmsup.warmth import Warmth
 
 
 class Understudy:
@@ -35,6 +36,7 @@ class Understudy:
         *,
         on_change: Change,
         on_death: OnDeath,
+        warmth: Warmth,
         troubles: Troubles,
     ) -> None:
         self.unit = unit
@@ -47,6 +49,7 @@ class Understudy:
             on_change=self._note_change,
             on_death=on_death,
             drain_requests=_drained,
+            warmth=warmth,
             troubles=troubles,
             is_leaving=lambda _: False,
             card=_Granted(grant),

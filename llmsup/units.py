@@ -1,5 +1,6 @@
 """A profile to units: what the supervisor keeps, with binaries and ports filled in."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -7,7 +8,8 @@ from pathlib import Path
 
 from llmsup.attendance import Unit
 from llmsup.config.listen import parse_listen
-from llmsup.config.paths import Paths
+from llmsup.config.models import parts_of
+from llmsup.config.paths import Paths, make_private
 from llmsup.config.schema import (
     Command,
     Liveness,
@@ -21,13 +23,15 @@ from llmsup.core.grant import UNPLANNED, Grant, written
 from llmsup.core.leases import rank
 from llmsup.core.routing import Endpoint
 from llmsup.core.service import Policy
-from llmsup.errors import LaunchError
+from llmsup.errors import LaunchError, LlmsupError
 from llmsup.host import binaries, engine, envoy_hold, ports
 from llmsup.host.leftovers import home_mark
 from llmsup.host.process import carries_mark
 from llmsup.host.replace import fingerprint
 from llmsup.services import command, envoy, llama_options, llama_server, qdrant
 from llmsup.services.launch import Launch
+
+log = logging.getLogger(__name__)
 
 GATEWAY = "gateway"
 """The name of Envoy among the services."""
@@ -80,16 +84,36 @@ def wanted(profile: Profile) -> tuple[str, ...]:
     Not those that wait for their first request.
     """
     waiting = {name for name, service in profile.service.items() if service.start == "on-demand"}
-    if profile.mode == "dual":
-        return (GATEWAY, *(name for name in profile.service if name not in waiting))
-    models = {
+    idle = waiting | away(profile)
+    return (GATEWAY, *(name for name in profile.service if name not in idle))
+
+
+def takes_turns(profile: Profile) -> dict[str, LlamaServer]:
+    """The models of which single mode has one up at a time; in dual mode none."""
+    return {
         name: service
         for name, service in profile.service.items()
-        if isinstance(service, LlamaServer) and not service.pinned
+        if profile.mode == "single" and isinstance(service, LlamaServer) and not service.pinned
     }
-    active = profile.active or max(models, key=lambda name: models[name].priority, default="")
-    idle = (models.keys() - {active}) | waiting
-    return (GATEWAY, *(name for name in profile.service if name not in idle))
+
+
+def active(profile: Profile) -> str:
+    """Which of them that is; empty where there is none."""
+    models = takes_turns(profile)
+    first = max(models, key=lambda name: models[name].priority, default="")
+    return profile.active or first if models else ""
+
+
+def away(profile: Profile) -> frozenset[str]:
+    """The others, of which each would take its place."""
+    return frozenset(takes_turns(profile).keys() - {active(profile)})
+
+
+def swappable(profile: Profile) -> frozenset[str]:
+    """Those of them that a request swaps in: all, once one of these models starts on demand."""
+    models = takes_turns(profile).values()
+    may_swap = any(service.start == "on-demand" for service in models)
+    return away(profile) if may_swap else frozenset()
 
 
 def on_demand(profile: Profile) -> frozenset[str]:
@@ -97,13 +121,22 @@ def on_demand(profile: Profile) -> frozenset[str]:
     return frozenset(
         name
         for name, service in profile.service.items()
-        if service.start == "on-demand" or service.ttl_s
+        if (service.start == "on-demand" or service.ttl_s) and name not in away(profile)
     )
 
 
 def ttls_s(profile: Profile) -> dict[str, float]:
     """After how long without a request a service is unloaded; of those that are."""
     return {name: service.ttl_s for name, service in profile.service.items() if service.ttl_s}
+
+
+def warm(profile: Profile) -> frozenset[str]:
+    """The services whose prompt caches are kept while they are away."""
+    return frozenset(
+        name
+        for name, service in profile.service.items()
+        if isinstance(service, LlamaServer) and service.warm_for_s
+    )
 
 
 def _ports(service: Service) -> tuple[int, ...]:
@@ -145,8 +178,10 @@ def _unit(
                     options=grant.placement.options if grant.placement else None,
                     device=grant.device,
                     flags=flags,
+                    slot_directory=_slot_directory(paths.slots) if service.warm_for_s else None,
                 )
-                return replace(made, grant=written(grant))
+                slots = made.slots and replace(made.slots, files=_read_by(service, binary))
+                return replace(made, grant=written(grant), slots=slots)
             case Qdrant():
                 binary = binaries.qdrant(service.binary, environ)
                 storage = _created(paths.state / service.storage)
@@ -205,6 +240,22 @@ class _Asking:
 
     def _binary(self) -> str:
         return binaries.llama_server(self._service.binary, self._environ)
+
+
+def _slot_directory(directory: Path) -> Path | None:
+    """Made anew where somebody removed it: a server does not start without. None: it cannot be."""
+    try:
+        make_private(directory)
+    except LlmsupError as error:
+        log.warning("prompt caches are not kept: %s", error.message)
+        return None
+    return directory
+
+
+def _read_by(service: LlamaServer, binary: str) -> tuple[Path, ...]:
+    """All files that make a llama-server what it is."""
+    models = [Path("/", each) for each in (service.model, *llama_options.extra_files(service))]
+    return (*engine.files_of(binary), *(part for model in models for part in parts_of(model)))
 
 
 def _created(directory: Path) -> Path:

@@ -54,7 +54,8 @@ def stop_services(services: Sequence[str], *, now: bool) -> None:
 def _end_leftovers(home: Paths) -> None:
     """What a killed daemon left: processes, and files that say that it is there."""
     left = marked(leftovers.home_mark(home))
-    if not left and not exists(home.control_socket) and not exists(home.gateway):
+    files = (home.control_socket, home.gateway, home.slots)
+    if not left and not any(map(exists, files)):
         terminal.say("not up")
         return
     try:

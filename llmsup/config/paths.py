@@ -76,6 +76,16 @@ class Paths:
         return self.state / "ledger.json"
 
     @property
+    def slots(self) -> Path:
+        """The prompt caches of servers that gave way, as these saved them. A directory."""
+        return self.state / "slots"
+
+    @property
+    def slot_index(self) -> Path:
+        """What is in it."""
+        return self.state / "slots.json"
+
+    @property
     def engines(self) -> Path:
         """What is known of each llama-server that was asked."""
         return self.state / "engines.json"

@@ -77,12 +77,8 @@ def _on_demand(profile: Profile) -> Iterator[Finding]:
         if key == "ttl" and not service.ttl_s:
             continue
         loaded[name] = key
-        is_model = isinstance(service, LlamaServer)
-        if not is_model and name not in routed:
+        if not isinstance(service, LlamaServer) and name not in routed:
             yield ("service", name, key), "no request could load it; name it in a route, or drop it"
-        elif is_model and profile.mode == "single" and not service.pinned:
-            message = 'only with mode = "dual", or pinned; single mode keeps one model up'
-            yield ("service", name, key), message
     for name, service in profile.service.items():
         for position, needed in enumerate(service.depends_on):
             if needed in loaded:

@@ -29,6 +29,12 @@ Period = Annotated[
     ),
 ]
 
+Dwell = Annotated[
+    float,
+    Meta(ge=1.0, extra={"unit": "duration"}, description=f"a duration of 1s or more {_WITH_UNIT}"),
+]
+"""Long enough for those who waited to be answered before the next one's turn."""
+
 Headroom = Annotated[
     Annotated[int, Meta(ge=0, le=2**40)] | None,
     Meta(
@@ -154,8 +160,9 @@ class Liveness(Table, frozen=True):
 class ServiceTable(Table, frozen=True):
     """What every kind of service understands.
 
-    `start = "on-demand"`: by its first request. `ttl_s`: without a request for so long it is
-    unloaded, and the next one loads it again; 0 is never.
+    `start = "on-demand"`: by its first request; one model in single mode that says so lets requests
+    swap them. `ttl_s`: without a request for so long it is unloaded, and the next one loads it
+    again; 0 is never.
     """
 
     depends_on: tuple[str, ...] = ()
@@ -175,7 +182,10 @@ class ServiceTable(Table, frozen=True):
 
 
 class LlamaServer(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="llama-server"):
-    """A llama.cpp server with one model. After loading, `model` is an absolute path."""
+    """A llama.cpp server with one model. After loading, `model` is an absolute path.
+
+    `warm_for_s`: how long its prompt cache is kept on the disk once it gives way; 0 is not at all.
+    """
 
     model: Text
     binary: Text | None = None
@@ -192,6 +202,7 @@ class LlamaServer(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag
     kv_unified: bool | None = None
     n_cpu_moe: Layers | None = None
     degrade: tuple[Degradation, ...] = ()
+    warm_for_s: Seconds = field(default=3600.0, name="warm_for")
 
 
 class Qdrant(ServiceTable, frozen=True, kw_only=True, tag_field="kind", tag="qdrant"):
@@ -271,12 +282,14 @@ class Gateway(Table, frozen=True):
 class Profile(Table, frozen=True):
     """A whole profile. `mode = "single"`: of the unpinned models only `active` is up.
 
+    `min_dwell_s`: how long a model serves before a request for another one may have it leave.
     `switch = "break-first"`: what runs gives way before another model is started in its place.
     """
 
     mode: Literal["dual", "single"] = "dual"
     switch: Literal["auto", "break-first"] = "auto"
     active: str | None = None
+    min_dwell_s: Dwell = field(default=10.0, name="min_dwell")
     env_file: Text | None = None
     models: Models = Models()
     gpu: Gpu = Gpu()

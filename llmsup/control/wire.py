@@ -227,7 +227,8 @@ class SwitchProgress(TypedDict):
 class SwitchResult(TypedDict):
     """What came of a switch: the last line. `current_model` is what `service` serves after it.
 
-    Of a switch to another profile, `service` is null, and that model answers its first route.
+    `warm_tokens`: so many tokens of its prompt cache it has got back, by its own word. Of a switch
+    to another profile, `service` is null, and that model answers its first route.
     """
 
     success: bool
@@ -236,6 +237,7 @@ class SwitchResult(TypedDict):
     service: str | None
     profile: str
     switch_time_s: float
+    warm_tokens: int
 
 
 class EventInfo(TypedDict):

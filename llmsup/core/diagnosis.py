@@ -33,6 +33,7 @@ class Cause(Enum):
     LIBRARY_BROKEN = "shared library does not fit"
     ILLEGAL_INSTRUCTION = "illegal instruction"
     LAUNCH = "could not be started"
+    PROMPT_CACHE = "its saved prompt cache"
     STALLED = "not ready in time"
     HUNG = "hung"
     KILLED = "killed by somebody"

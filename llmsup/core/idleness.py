@@ -1,6 +1,6 @@
 """How long a service has been without a request, from what Envoy counts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -8,11 +8,13 @@ class Activity:
     """One generation of a service: its requests so far, and when there was last one.
 
     `at` is a monotonic time; a generation that had none yet counts from when it was first seen.
+    `is_busy`: one was being answered at the last look.
     """
 
     generation: int
     total: int
     at: float
+    is_busy: bool = False
 
 
 def observe(
@@ -21,8 +23,8 @@ def observe(
     """What is known after a look at `now`: so many requests are being answered, so many were."""
     is_same = last is not None and (last.generation, last.total) == (generation, total)
     if last is not None and is_same and not active:
-        return last
-    return Activity(generation, total, now)
+        return replace(last, is_busy=False)
+    return Activity(generation, total, now, is_busy=active > 0)
 
 
 def is_idle(activity: Activity, ttl_s: float, now: float) -> bool:

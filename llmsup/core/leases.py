@@ -55,6 +55,7 @@ class Step(Enum):
     ASKED = "asked"
     ADOPTED = "adopted"
     GRANTED = "granted"
+    PUT_OFF = "put off"
     PLACED_OFF = "placed off the card"
     LOADED = "loaded"
     SETTLED = "settled"
@@ -67,6 +68,7 @@ NEXT: dict[Step, dict[Standing | None, Standing | None]] = {
     Step.ASKED: {None: _W},
     Step.ADOPTED: {None: _L},
     Step.GRANTED: {_W: _L},
+    Step.PUT_OFF: {_L: _W},
     Step.PLACED_OFF: {_L: _H},
     Step.LOADED: {_L: _S},
     Step.SETTLED: {_S: _H},
@@ -209,6 +211,10 @@ class Leases:
     def granted(self, service: str, free_bytes: int | None, *, is_sure: bool = True) -> Self:
         """Its turn begins, with so much free. Not `is_sure`: nothing can be measured by that."""
         return self._step(service, Step.GRANTED, free_bytes=free_bytes, is_alone=is_sure)
+
+    def put_off(self, service: str) -> Self:
+        """There is no room for it yet: its turn ends, and it waits for another one."""
+        return self._step(service, Step.PUT_OFF, free_bytes=None)
 
     def placed(self, service: str, placement: Placement) -> Self:
         """Its plan is made. Off the card it needs no turn any more."""

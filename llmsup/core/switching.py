@@ -113,6 +113,9 @@ RULES: Mapping[Phase, Mapping[Event, tuple[Phase, Action]]] = {
 """What is not listed changes nothing."""
 
 
+PASSING = frozenset({Cause.GPU_MEMORY, Cause.PROMPT_CACHE})
+"""Causes of a death that the next try does not share: it is made with less."""
+
 SHORTAGES = frozenset({Cause.GPU_MEMORY, Cause.HOST_MEMORY, Cause.NO_ROOM})
 """Causes of a death that are none where there is more memory."""
 
@@ -125,7 +128,8 @@ def step(phase: Phase, event: Event) -> tuple[Phase, Action]:
 def observe(service: Service, last_generation: int) -> Event | None:
     """What has become of a target that is wanted, and whose last generation was that one.
 
-    Running out of the card's memory is no failure while a smaller plan is tried.
+    Running out of the card's memory is no failure while a smaller plan is tried, nor is dying of a
+    saved prompt cache while an empty one is.
     """
     if service.want is Want.DOWN:
         return Event.STOPPED
@@ -133,9 +137,7 @@ def observe(service: Service, last_generation: int) -> Event | None:
         return None
     death = service.death
     has_died = (
-        death is not None
-        and death.generation > last_generation
-        and death.cause is not Cause.GPU_MEMORY
+        death is not None and death.generation > last_generation and death.cause not in PASSING
     )
     if has_died or service.state in {State.BACKOFF, State.FAILED}:
         return Event.FAILED
@@ -147,10 +149,12 @@ def observe(service: Service, last_generation: int) -> Event | None:
 def observe_beside(service: Service, last_generation: int) -> Event | None:
     """What has become of a target that is started beside what runs.
 
-    Where it runs out of memory, what runs gives way to it after all.
+    Where it runs out of memory, what runs gives way to it after all; and where its first try cannot
+    be its last.
     """
     death = service.death
-    if death is not None and death.generation > last_generation and death.cause in SHORTAGES:
+    cause = death.cause if death is not None and death.generation > last_generation else None
+    if cause in SHORTAGES | PASSING:
         return Event.FELL_SHORT
     return observe(service, last_generation)
 
@@ -169,7 +173,11 @@ def observe_return(services: Iterable[Service], generations: Mapping[str, int]) 
 
 @dataclass(frozen=True)
 class Story:
-    """What is told of a switch. `before`: the models that served before it, empty: none."""
+    """What is told of a switch.
+
+    `before`: the models that served before it, empty: none. `warm_tokens`: what the target has got
+    back of its prompt cache.
+    """
 
     target: str
     model: str
@@ -177,6 +185,7 @@ class Story:
     reason: str = ""
     why_lost: str = ""
     was_serving: bool = False
+    warm_tokens: int = 0
 
 
 def message(phase: Phase, story: Story) -> str:
@@ -194,4 +203,6 @@ def message(phase: Phase, story: Story) -> str:
         return f"{target} was not switched to {model}: {story.reason}; {ends[phase]}"
     if phase is Phase.ABANDONED:
         return f"{target} was stopped while it was switched to {model}"
-    return f"{target} serves {model} {'already' if story.was_serving else 'now'}"
+    warm = f"; {story.warm_tokens} tokens of earlier conversations are in its cache"
+    since = "already" if story.was_serving else "now"
+    return f"{target} serves {model} {since}{warm if story.warm_tokens else ''}"

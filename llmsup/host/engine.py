@@ -88,18 +88,18 @@ def _read(cache: Path) -> dict[str, _Answer]:
 
 def identity(binary: str) -> str:
     """Tells `binary` from what was or will be at its place."""
-    return _hash([__version__, *((path, fingerprint(path)) for path in _parts(binary))])
+    return _hash([__version__, *((path, fingerprint(path)) for path in files_of(binary))])
 
 
 def _build(binary: str, version: str) -> str:
     """Its own words, such as "version: 6123 (ab12cd3)", and what tells apart the ones without."""
     first = next((line.strip() for line in version.splitlines() if "version" in line), "")
     first = first.removeprefix("version:").strip()[:_BUILD_MAX]
-    mark = _hash((path.name, fingerprint(path)[2:3]) for path in _parts(binary))[:8]
+    mark = _hash((path.name, fingerprint(path)[2:3]) for path in files_of(binary))[:8]
     return f"{first} {mark}".strip()
 
 
-def _parts(binary: str) -> list[Path]:
+def files_of(binary: str) -> list[Path]:
     """The program and the libraries beside it, which most of it is in."""
     program = Path(os.path.realpath(binary))
     with suppress(OSError):

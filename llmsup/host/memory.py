@@ -21,7 +21,7 @@ class Remembered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One service. `deaths` are monotonic seconds, good for one boot of the machine.
 
     `asked`: what the operator asked where that is not what the profile wants, "up" or "down";
-    "idle" where nobody asked and it was unloaded because no request came.
+    where nobody asked and it was unloaded, "idle" because no request came, "evicted" to make room.
     `measured_bytes`: what the card lost to the generation, None where that is not known.
     """
 

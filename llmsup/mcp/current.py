@@ -1,17 +1,20 @@
 """Which models run, told from what each server says it serves. Pure."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 from llmsup.control.wire import ModelInfo, Status
+from llmsup.mcp.replies import About, Dual, Single
 
-CHAT = "chat"
-CODE = "code"
+Kind = Literal["chat", "code"]
+CHAT: Kind = "chat"
+CODE: Kind = "code"
 RUNNING = frozenset({"starting", "ready", "unready", "draining", "stopping"})
 """The states of a service that has a process."""
+NOBODY: tuple[None, None] = (None, None)
 
 
-def current(status: Status, models: Sequence[ModelInfo]) -> dict[str, Any]:
+def current(status: Status, models: Sequence[ModelInfo]) -> Dual | Single:
     """The answer of `get_current_model`.
 
     The phase is "dual" where a server for chat and one for code run both, "single" where one of
@@ -25,22 +28,26 @@ def current(status: Status, models: Sequence[ModelInfo]) -> dict[str, Any]:
         if info is not None and info["state"] in RUNNING
     }
     daemon = status["daemon"]
-    about = {"profile": daemon["profile"], "mode": daemon["mode"], "services": list(models)}
+    about: About = {
+        "profile": daemon["profile"],
+        "mode": daemon["mode"],
+        "services": list(models),
+    }
     if len(running) == 2 or (not running and daemon["mode"] == "dual"):
         return {
             "phase": "dual",
-            "chat_model": chat and chat["model"],
-            "code_model": code and code["model"],
-            "service_chat": chat and chat["service"],
-            "service_code": code and code["service"],
+            "chat_model": chat["model"] if chat else None,
+            "code_model": code["model"] if code else None,
+            "service_chat": chat["service"] if chat else None,
+            "service_code": code["service"] if code else None,
             **about,
         }
-    kind, info = next(iter(running.items()), (None, None))
+    kind, info = next(iter(running.items()), NOBODY)
     return {
         "phase": "single",
-        "current_model": info and info["model"],
+        "current_model": info["model"] if info else None,
         "model_type": kind,
-        "service": info and info["service"],
+        "service": info["service"] if info else None,
         **about,
     }
 

@@ -1,6 +1,7 @@
 """The tools and resources as the SDK of the protocol wants them, and the session on stdio."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import anyio
@@ -14,7 +15,7 @@ from llmsup import __version__
 from llmsup.config.paths import Paths
 from llmsup.control.wire import SwitchProgress
 from llmsup.errors import LlmsupError
-from llmsup.mcp import arguments
+from llmsup.mcp import arguments, replies
 from llmsup.mcp.resources import RESOURCES
 from llmsup.mcp.tools import TOOLS, Reply, Tool, call_tool, refusal
 
@@ -104,6 +105,7 @@ def _declared(tool: Tool) -> types.Tool:
         name=tool.name,
         description=tool.description,
         input_schema=arguments.schema(tool.arguments),
+        output_schema=replies.schema(tool.replies),
         annotations=types.ToolAnnotations(
             read_only_hint=tool.is_read_only,
             destructive_hint=tool.is_destructive,
@@ -119,12 +121,12 @@ def _result(reply: Reply) -> types.CallToolResult:
     text = _sentence(document) if "error" in document else _json(document)
     return types.CallToolResult(
         content=[types.TextContent(text=text)],
-        structured_content=document,
+        structured_content=dict(document),
         is_error=reply.is_error,
     )
 
 
-def _sentence(document: dict[str, Any]) -> str:
+def _sentence(document: Mapping[str, Any]) -> str:
     hint = f" (hint: {document['hint']})" if document["hint"] else ""
     return f"{document['error']}{hint}"
 

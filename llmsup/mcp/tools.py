@@ -4,7 +4,7 @@ What a daemon does is asked of it over the control socket; what works with no da
 the command line (`command`). Nothing here knows the SDK.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,12 +14,12 @@ from msgspec import Struct
 
 from llmsup.config.paths import Paths
 from llmsup.control.client import Client
-from llmsup.control.wire import SwitchProgress
+from llmsup.control.wire import Status, SwitchProgress
 from llmsup.errors import LlmsupError
-from llmsup.mcp import arguments, command
+from llmsup.mcp import arguments, command, replies
 from llmsup.mcp.current import current
 
-Document = dict[str, Any]
+Document = Mapping[str, Any]
 JSON_OPTION = "--json"
 
 
@@ -45,18 +45,22 @@ class Reply:
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool; the last three are the hints of the protocol that bear their names."""
+    """A tool; the last three are the hints of the protocol that bear their names.
+
+    `replies`: what it answers, unless it refuses.
+    """
 
     name: str
     description: str
     arguments: type[Struct]
+    replies: tuple[Any, ...]
     act: Callable[[Call], Awaitable[Reply]]
     is_read_only: bool = True
     is_destructive: bool = False
     is_idempotent: bool = True
 
 
-def refusal(error: LlmsupError) -> Document:
+def refusal(error: LlmsupError) -> replies.Refusal:
     """An error as a document: one line, and what to do."""
     return {"error": one_line(error.message), "hint": one_line(error.hint)}
 
@@ -84,17 +88,15 @@ async def _switch_model(call: Call) -> Reply:
     try:
         result = await _ask(switch)
     except LlmsupError as error:
-        return Reply(
-            {
-                "success": False,
-                "message": one_line(error.message),
-                "current_model": None,
-                "switch_time_seconds": 0.0,
-                "hint": one_line(error.hint),
-            },
-            is_error=True,
-        )
-    document = {
+        failed: replies.Switched = {
+            "success": False,
+            "message": one_line(error.message),
+            "current_model": None,
+            "switch_time_seconds": 0.0,
+            "hint": one_line(error.hint),
+        }
+        return Reply(failed, is_error=True)
+    document: replies.Switched = {
         "success": result["success"],
         "message": one_line(result["message"]),
         "current_model": result["current_model"],
@@ -117,7 +119,8 @@ async def _list_profiles(call: Call) -> Reply:
         up = (await _ask(Client(call.home).status))["daemon"]["profile"]
     except LlmsupError:
         up = None
-    return Reply({"profiles": profiles, "up": up})
+    found: replies.Profiles = {"profiles": profiles, "up": up}
+    return Reply(found)
 
 
 async def _plan(call: Call) -> Reply:
@@ -144,33 +147,36 @@ async def _restart_service(call: Call) -> Reply:
     said = await command.run("restart", "--", given.service)
     if said.status != 0:
         raise LlmsupError(said.error or said.words or "it said nothing", hint=said.hint)
-    services = (await _ask(Client(call.home).status))["services"]
-    info = next(each for each in services if each["service"] == given.service)
-    return Reply(
-        {
-            "success": True,
-            "message": f"{given.service} is {info['state']} (generation {info['generation']})",
-            **{key: info[key] for key in ("service", "state", "pid", "generation", "why")},
-        }
-    )
+    status: Status = await _ask(Client(call.home).status)
+    info = next(each for each in status["services"] if each["service"] == given.service)
+    restarted: replies.Restarted = {
+        "success": True,
+        "message": f"{given.service} is {info['state']} (generation {info['generation']})",
+        "service": info["service"],
+        "state": info["state"],
+        "pid": info["pid"],
+        "generation": info["generation"],
+        "why": info["why"],
+    }
+    return Reply(restarted)
 
 
 async def _drill(call: Call) -> Reply:
     given: arguments.Drill = call.given
     said = await command.run("drill", JSON_OPTION, "--", *given.scenarios)
     found = said.json()
-    keys = ("scenario", "outcome", "line", "breaks", "bound", "requests", "failed_requests")
-    return Reply(
-        {
-            "passed": found["passed"],
-            "profile": found["profile"]["name"],
-            "route": found["traffic"]["route"],
-            "scenarios": [
-                {key: each[key] for key in keys if key in each} for each in found["scenarios"]
-            ],
-            "message": one_line(said.words),
-        }
-    )
+    keys = replies.Drilled.__annotations__
+    scenarios: list[Any] = [
+        {key: each[key] for key in keys if key in each} for each in found["scenarios"]
+    ]
+    drill: replies.Drill = {
+        "passed": found["passed"],
+        "profile": found["profile"]["name"],
+        "route": found["traffic"]["route"],
+        "scenarios": scenarios,
+        "message": one_line(said.words),
+    }
+    return Reply(drill)
 
 
 TOOLS = (
@@ -180,6 +186,7 @@ TOOLS = (
         "code_model, service_chat, service_code) or single (current_model, model_type, service). "
         "A model is null while it loads.",
         arguments.Nothing,
+        (replies.Dual, replies.Single),
         _get_current_model,
     ),
     Tool(
@@ -188,6 +195,7 @@ TOOLS = (
         "it answers. In single mode the service becomes the one active one. Where that fails, what "
         "served before serves again. Loading takes seconds to minutes.",
         arguments.Switch,
+        (replies.Switched,),
         _switch_model,
         is_read_only=False,
     ),
@@ -196,12 +204,14 @@ TOOLS = (
         "The stack: daemon, graphics card, every service with its state and the reason for it, "
         "and every route with the services that answer it.",
         arguments.Nothing,
+        (Status,),
         _get_status,
     ),
     Tool(
         "list_profiles",
         "The profiles that there are, and which one is up (null: none).",
         arguments.Nothing,
+        (replies.Profiles,),
         _list_profiles,
     ),
     Tool(
@@ -209,18 +219,21 @@ TOOLS = (
         "Who would get what of the graphics card, and why, without starting anything. fits is "
         "false where it cannot work; then refusal says why.",
         arguments.Plan,
+        (replies.Plan,),
         _plan,
     ),
     Tool(
         "why",
         "How a service is, and why it died the last times: cause, last output, what followed.",
         arguments.Why,
+        (replies.Why,),
         _why,
     ),
     Tool(
         "restart_service",
         "Give a service a new process, once its requests have ended, and wait until it is ready.",
         arguments.Restart,
+        (replies.Restarted,),
         _restart_service,
         is_read_only=False,
         is_destructive=True,
@@ -231,6 +244,7 @@ TOOLS = (
         "Break the running stack on purpose under light traffic, mend it again, and tell what "
         "requests felt. Takes up to minutes. Ask the person before.",
         arguments.Drill,
+        (replies.Drill,),
         _drill,
         is_read_only=False,
         is_destructive=True,
@@ -247,13 +261,16 @@ async def call_tool(
         parsed = arguments.parse(given, tool.arguments)
         return await tool.act(Call(home, parsed, tell))
     except LlmsupError as error:
-        document = refusal(error)
-        hint = document["hint"] or arguments.known(tool.arguments)
-        if not tool.is_read_only:  # scripts read it, whatever went wrong
-            document = {"success": False, "message": document["error"], **document}
-        return Reply({**document, "hint": hint}, is_error=True)
+        return _refused(tool, error)
     except Exception as error:  # the session goes on
-        words = LlmsupError(
-            f"unexpected {type(error).__name__}: {error}", hint="this is a bug in llmsup"
-        )
-        return Reply(refusal(words), is_error=True)
+        words = f"unexpected {type(error).__name__}: {error}"
+        return _refused(tool, LlmsupError(words, hint="this is a bug in llmsup"))
+
+
+def _refused(tool: Tool, error: LlmsupError) -> Reply:
+    document = refusal(error)
+    document["hint"] = document["hint"] or arguments.known(tool.arguments)
+    if not tool.is_read_only:  # scripts read it, whatever went wrong
+        document["success"] = False
+        document["message"] = document["error"]
+    return Reply(document, is_error=True)

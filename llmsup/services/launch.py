@@ -6,6 +6,8 @@ from enum import Enum
 from hashlib import sha256
 from pathlib import Path
 
+from llmsup.core.options import Options
+
 
 class Via(Enum):
     """How readiness is found out."""
@@ -35,6 +37,20 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Slots:
+    """That a server can save its slots, and what tells which other one can restore them.
+
+    `essence`: what it was told that a prompt cache depends on. `files`: what it consists of and has
+    read. `keep_s`: for how long a saved slot is kept.
+    """
+
+    options: Options
+    essence: str
+    keep_s: float
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
 class Launch:
     """argv, the variables set over the inherited environment, and what to probe.
 
@@ -45,7 +61,8 @@ class Launch:
     `configuration` tells what else would make it a different process: the content of its files, the
     version of its program. `once` are further arguments that make no difference of that kind.
     `grant`: what it was given of the card, which the next daemon reads off the process.
-    `first_prompt` makes it take at once what else it would take only later.
+    `first_prompt` makes it take at once what else it would take only later. `slots`: None where its
+    prompt cache is not kept.
     """
 
     argv: tuple[str, ...]
@@ -60,6 +77,7 @@ class Launch:
     models: tuple[Path, ...] = ()
     grant: str = ""
     first_prompt: Prompt | None = None
+    slots: Slots | None = None
 
     @property
     def digest(self) -> str:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from llmsup.config.schema import PLAIN_CACHE_TYPES, LlamaServer
 from llmsup.core.options import Options
-from llmsup.services.launch import Launch, Prompt, Target, Via
+from llmsup.services.launch import Launch, Prompt, Slots, Target, Via
 from llmsup.services.llama_help import Flags
 from llmsup.services.llama_options import asked
 
@@ -16,6 +17,10 @@ HEALTH = "/health"
 LAYERS_MAX = 2**31 - 1
 """Stands for "all" where it is not known how many there are; the engine takes no more than all."""
 
+FIRST_TOKEN = 1
+"""What the first prompt consists of."""
+
+_SAVE_PATH = "--slot-save-path"
 _VERBOSITY = frozenset(
     ["-lv", "--verbosity", "--log-verbosity", "-v", "--verbose", "--log-verbose", "--log-disable"]
 )
@@ -31,6 +36,7 @@ def launch(
     device: str | None = None,
     flags: Flags | None = None,
     is_measured: bool = False,
+    slot_directory: Path | None = None,
 ) -> Launch:
     """The command line of one llama-server; `spec.args` come last, so that they have the last word.
 
@@ -39,8 +45,12 @@ def launch(
     that it leaves to a plan is 0. `device`: the UUID of the card that was planned with. `flags`
     that the engine is known not to have are left out; None: it is taken to have them all.
     `is_measured`: the size of each buffer is known from an earlier load, so it need not be told.
+    `slot_directory`: where it may save its slots; it must be there.
     """
     chosen = options or _unplanned(spec)
+    slots = None
+    if slot_directory is not None and (flags is None or _SAVE_PATH in flags.known):
+        slots = _slots(spec, name, chosen)
     argv = [
         *(binary, "--host", "127.0.0.1", "--port", str(port)),
         *("--model", spec.model, "--alias", name),
@@ -48,6 +58,8 @@ def launch(
     for flag, *value in _said(chosen, flags):
         if flags is None or flag in flags.known:
             argv += [flag, *value]
+    if slots is not None:
+        argv += [_SAVE_PATH, str(slot_directory)]
     if spec.readiness.tcp:
         target = Target(Via.TCP, port=port)
     else:
@@ -61,7 +73,21 @@ def launch(
         tells_work=True,
         once=() if is_measured else _telling(spec, flags),
         first_prompt=_first_prompt(chosen) if chosen.gpu_layers else None,
+        slots=slots,
     )
+
+
+def _slots(spec: LlamaServer, name: str, options: Options) -> Slots | None:
+    """None where nothing is to be kept, or its user saves slots in a place of their own.
+
+    What is on the card and what is not makes no difference to a prompt cache.
+    """
+    own = any(each.replace("_", "-") == _SAVE_PATH for each in spec.args)
+    if own or not spec.warm_for_s or options.pooled:
+        return None
+    anywhere = replace(options, gpu_layers=0, n_cpu_moe=0)
+    essence = repr((name, spec.model, anywhere, spec.args, sorted(spec.env.items())))
+    return Slots(anywhere, essence, spec.warm_for_s)
 
 
 def _first_prompt(options: Options) -> Prompt:
@@ -70,7 +96,7 @@ def _first_prompt(options: Options) -> Prompt:
     Were it a client's, another program might have taken that memory before.
     """
     room = options.ctx_size if options.kv_unified else options.ctx_size // options.parallel
-    tokens = [1] * max(1, min(options.ubatch, room - 8))
+    tokens = [FIRST_TOKEN] * max(1, min(options.ubatch, room - 8))
     if options.pooled:
         return Prompt("/embedding", json.dumps({"content": tokens}).encode())
     document = {"prompt": tokens, "n_predict": 0, "cache_prompt": False}

@@ -60,6 +60,9 @@ class Daemon:
         self.asked.append(route.name)
         return self.answer
 
+    def note_waiting(self) -> None:
+        pass
+
     def load(self, service: str) -> None:
         self.loads.append(service)
         self.answer = Hold()

@@ -1,15 +1,23 @@
 """A real model that the first request loads: what it costs beyond the load."""
 
+import asyncio
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
 
 from bench.models import smollm2
-from tests.home import Home, free_ports
+from llmsup.host.admin import Admin
+from llmsup.services.envoy import Layout
+from tests.home import Home, free_ports, wait_until
 
 EXTRA_S = 0.15
+LEAVING = 20
+PROMPT_TOKENS = "llamacpp:prompt_tokens_total "
 
 
 @pytest.fixture
@@ -93,6 +101,7 @@ def test_a_cold_stream_arrives_event_by_event(cold: Home) -> None:
                 "model": "chat",
                 "messages": [{"role": "user", "content": "Count from one to twenty."}],
                 "max_tokens": 30,
+                "ignore_eos": True,
                 "stream": True,
             },
         ) as answer,
@@ -117,3 +126,68 @@ def test_a_body_of_20_mb_comes_to_the_cold_server_whole(cold: Home) -> None:
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "exceed_context_size_error"
     assert answer.headers["x-llmsup-service"] == "chat"
+
+
+def test_clients_that_go_away_while_held_leave_nothing_behind(cold: Home) -> None:
+    """Some of them in the middle of a large body. The server never hears of any."""
+    open_files = []
+    for generation in (1, 2):
+        with ThreadPoolExecutor(LEAVING) as pool:
+            list(pool.map(partial(leave, cold), range(LEAVING)))
+        chat = cold.wait_state("chat", "ready")
+        assert chat["generation"] == generation, "one load for all of them"
+        settled(cold)
+        assert prompt_tokens(chat["port"]) == 0
+        open_files.append({name: files_of(pid) for name, pid in pids(cold).items()})
+        assert cold.cli("stop", "chat").returncode == 0
+        cold.wait_state("chat", "stopped")
+
+    first, second = open_files
+    # Not one for each client; that between the gateway and the daemon may be kept for the next.
+    assert all(second[name] < count + LEAVING / 4 for name, count in first.items()), open_files
+    with client(cold) as api:
+        assert ask(api).status_code == 200
+    assert prompt_tokens(cold.service("chat")["port"]) > 0
+
+
+def prompt_tokens(port: int) -> int:
+    """How many the server has read since it started."""
+    told = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    return int(next(x for x in told.splitlines() if x.startswith(PROMPT_TOKENS)).split()[1])
+
+
+def leave(home: Home, number: int) -> None:
+    """Ask for the cold model, and hang up before it can have answered."""
+    body = b'{"model": "chat", "prompt": "hello", "pad": "' + b"x" * 2_000_000 + b'"}'
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    is_whole = number % 2 == 0
+    with socket.create_connection(("127.0.0.1", home.gateway_port)) as connection:
+        connection.sendall(head.encode() + (body if is_whole else body[: len(body) // 2]))
+        time.sleep(0.1)
+
+
+def settled(home: Home) -> None:
+    """Until the gateway has no request of anybody any more."""
+    socket_path = Layout(home.paths.gateway).admin_socket
+    assert socket_path.exists()
+    admin = Admin(socket_path)
+    wait_until(lambda: asyncio.run(admin.requests_active()) == 0, "no request is left")
+
+
+def pids(home: Home) -> dict[str, int]:
+    return {
+        "daemon": home.status()["daemon"]["pid"],
+        "gateway": home.service("gateway")["pid"],
+    }
+
+
+def files_of(pid: int) -> int:
+    """The fewest of a few looks: probes come and go."""
+    counts = []
+    for _ in range(20):
+        counts.append(len(list(Path(f"/proc/{pid}/fd").iterdir())))
+        time.sleep(0.03)
+    return min(counts)

@@ -16,7 +16,7 @@ import pytest
 from mcp.client.session import ClientSession
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolResult, TextContent, TextResourceContents
+from mcp_types import CallToolResult, TextContent, TextResourceContents, Tool
 
 from llmsup.control.wire import SwitchProgress, SwitchResult
 from tests.cards import StubCards
@@ -57,6 +57,22 @@ PROPERTIES: dict[str, dict[str, Any]] = {
 }
 
 
+REQUIRED = {
+    "get_current_model": [
+        {"phase", "chat_model", "code_model", "service_chat", "service_code", "profile"},
+        {"phase", "current_model", "model_type", "service", "profile"},
+    ],
+    "switch_model": [{"success", "message", "current_model", "switch_time_seconds"}],
+    "get_status": [{"daemon", "gpu", "services", "routes"}],
+    "list_profiles": [{"profiles", "up"}],
+    "plan": [{"device", "fits", "services", "left_bytes"}],
+    "why": [{"service", "present", "deaths"}],
+    "restart_service": [{"success", "message", "service", "state", "pid", "generation"}],
+    "drill": [{"passed", "profile", "route", "scenarios"}],
+}
+"""By tool: keys that each kind of its answers has; an error is one more kind."""
+
+
 @pytest.fixture
 def cards(home: Home, tmp_path: Path) -> StubCards:
     stub = StubCards(tmp_path)
@@ -91,6 +107,7 @@ def talk(home: Home, act: Callable[[ClientSession], Awaitable[None]]) -> None:
 
 
 async def good(session: ClientSession, tool: str, **given: object) -> dict[str, Any]:
+    """The document of an answer; the client has checked it by the schema of the tool."""
     result = await session.call_tool(tool, given)
     assert not result.is_error, result
     assert result.structured_content == json.loads(text_of(result))
@@ -101,12 +118,21 @@ async def bad(session: ClientSession, tool: str, **given: object) -> dict[str, A
     """The document of an error: a line, and what to do."""
     result = await session.call_tool(tool, given)
     assert result.is_error, result
+    await session.validate_tool_result(tool, result)  # some clients do, of an error too
     document = dict(result.structured_content or {})
     words = document.get("error") or document["message"]
     assert words in text_of(result)
     assert "\n" not in words
     assert document["hint"], document
     return document
+
+
+def schema_of(tool: Tool) -> dict[str, Any]:
+    """That of its answers, with what it refers to put in one level deep."""
+    schema = dict(tool.output_schema or {})
+    assert schema["type"] == "object", "clients take no other"
+    names = [each["$ref"].removeprefix("#/$defs/") for each in schema["anyOf"]]
+    return {**schema, "anyOf": [schema["$defs"][name] for name in names]}
 
 
 def text_of(result: CallToolResult) -> str:
@@ -139,6 +165,12 @@ def test_tools_are_listed_with_schemas_and_hints(home: Home) -> None:
                 found = schema["properties"][key]
                 assert found["description"]
                 assert expected.items() <= found.items(), (name, key)
+            answers = schema_of(tool)["anyOf"]
+            required = [set(each["required"]) for each in answers]
+            assert required.pop() == {"error", "hint"}
+            assert len(required) == len(REQUIRED[name])
+            for found, expected in zip(required, REQUIRED[name], strict=True):
+                assert expected <= found, name
         listed = (await client.list_resources()).resources
         assert [str(each.uri) for each in listed] == ["llmsup://status", "llmsup://events"]
 
@@ -211,6 +243,38 @@ def test_a_switch_that_cannot_be_says_so_with_the_usual_keys(home: Home, cards: 
     talk(home, session)
 
 
+def test_plans_that_fit_and_that_do_not_are_answers(home: Home, cards: StubCards) -> None:
+    stack(home)
+
+    async def session(client: ClientSession) -> None:
+        planned = await good(client, "plan")
+        assert planned["fits"] is True
+        assert {each["service"] for each in planned["services"]} == {"chat", "code"}
+        too_small = await good(
+            client, "plan", total_mib=1, overrides=["service.chat.gpu_layers=all"]
+        )
+        assert too_small["fits"] is False
+        assert too_small["refusal"]
+
+    talk(home, session)
+
+
+def test_deaths_are_told_as_they_are_kept(home: Home) -> None:
+    dual(home)
+    home.start()
+    before = home.service("chat")
+    os.kill(before["pid"], signal.SIGKILL)
+    home.wait_replaced(before)
+    wait_until(lambda: any(home.paths.crashes.rglob("death.json")), "the death is kept")
+
+    async def session(client: ClientSession) -> None:
+        told = await good(client, "why", service="chat")
+        assert [each["generation"] for each in told["deaths"]] == [before["generation"]]
+        assert "SIGKILL" in told["deaths"][0]["reason"]
+
+    talk(home, session)
+
+
 def test_every_other_tool_and_resource_answers(home: Home) -> None:
     dual(home)
     home.start()
@@ -248,17 +312,31 @@ def test_bad_input_is_an_error_and_the_session_goes_on(home: Home) -> None:
 
     async def session(client: ClientSession) -> None:
         for tool, given, words in (
+            ("get_current_model", {"service": "chat"}, "service"),
             ("get_status", {"verbose": True}, "verbose"),
+            ("list_profiles", {"all": True}, "all"),
             ("switch_model", {}, "model_type"),
             ("switch_model", {"model_type": ["chat"]}, "model_type"),
+            ("switch_model", {"model_type": "c" * 201}, "model_type"),
+            ("switch_model", {"model_type": "chat", "model": ""}, "model"),
+            ("switch_model", {"model_type": "chat", "force": True}, "force"),
             ("switch_model", {"model_type": "chat"}, "chat"),
             ("why", {"service": "poetry"}, "poetry"),
+            ("why", {}, "service"),
+            ("why", {"service": "--help"}, "--help"),
             ("why", {"service": "chat", "last": 99}, "last"),
+            ("why", {"service": "chat", "last": "3"}, "last"),
+            ("restart_service", {}, "service"),
+            ("restart_service", {"service": "poetry"}, "poetry"),
+            ("restart_service", {"service": 7}, "service"),
             ("restart_service", {"service": "--daemon"}, "--daemon"),
+            ("drill", {"scenarios": "kill"}, "scenarios"),
             ("drill", {"scenarios": ["--out=/"]}, "--out=/"),
             ("drill", {"scenarios": ["earthquake"]}, "earthquake"),
             ("plan", {"profile": "--verbose"}, "--verbose"),
+            ("plan", {"profile": "no-such-profile"}, "no-such-profile"),
             ("plan", {"overrides": ["nonsense"]}, "nonsense"),
+            ("plan", {"total_mib": "much"}, "total_mib"),
             ("plan", {"total_mib": 0}, "total_mib"),
         ):
             document = await bad(client, tool, **given)

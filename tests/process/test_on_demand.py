@@ -194,7 +194,7 @@ def test_an_idle_server_is_unloaded_and_the_next_request_loads_it_again(
     with client(home) as api:
         assert ask(api).status_code == 200
         idle = home.wait_state("chat", "stopped")
-        assert idle["why"] == "unloaded after 500ms without a request; the next one loads it"
+        assert idle["why"] == "unloaded after 500ms without a request; the next request loads it"
         assert home.cli("status").returncode == 0
         assert api.get("/health").status_code == 200
         assert ask(api).status_code == 200

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from llmsup.control.client import Client
 from tests.home import LLMSUP, Home, free_ports, is_alive, stub, wait_until
 
 
@@ -225,7 +226,7 @@ def test_a_stop_during_a_restart_of_all_is_obeyed(home: Home) -> None:
     home.start()
     with restarting(home) as restart:
         wait_until(lambda: home.service("chat")["state"] != "ready", "the restart of chat")
-        assert home.cli("stop", "code").returncode == 0
+        Client(home.paths).stop(["code"])
         restart.wait(30)
     chat = home.wait_state("chat", "ready")
     assert chat["generation"] == 2

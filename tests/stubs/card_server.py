@@ -35,7 +35,8 @@ def take(size_bytes: int) -> None:
 
 def others() -> int:
     """How many processes have memory of the card."""
-    lines = Path(f"{os.environ['NVML_STUB']}.processes").read_text().splitlines()
+    file = Path(f"{os.environ['NVML_STUB']}.processes")
+    lines = file.read_text().splitlines() if file.exists() else []
     return len({line.split()[1] for line in lines if Path("/proc", line.split()[1]).exists()})
 
 

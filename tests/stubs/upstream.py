@@ -16,8 +16,9 @@ header `x-stub` with a JSON object changes one answer:
     prefill_ms                        the time between a stream's headers and its first event
 
 It can stand in for a llama-server, whose other flags it ignores. `/slots` and `/metrics` tell of
-the requests it answers, but nothing while one is computed. After `POST /stub/wedge` it says that
-it is healthy and decodes nothing any more; after `POST /stub/deafen` it does not tell so either,
+the requests it answers, but nothing while one is computed; what its slot holds is in slots.py.
+After `POST /stub/wedge` it says that it is healthy and decodes nothing any more; after
+`POST /stub/deafen` it does not tell so either,
 and after `POST /stub/mute` it answers nothing at all.
 
 `GET /health` says 503 "Loading model" for the first `--load-s` seconds, as llama-server does, and
@@ -35,6 +36,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from slots import Slot  # type: ignore[import-not-found]  # it is beside this file
+
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 503: "Service Unavailable"}
 LOADING = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
 BUFFER_BYTES = 4 * 1024 * 1024
@@ -49,6 +52,7 @@ class Stub:
     events: int
     interval_ms: float
     ready_at: float
+    slot: Slot
     model: str = ""
     status: int = 200
     requests: Counter[str] = field(default_factory=Counter)
@@ -66,6 +70,7 @@ class Request:
 
     method: str
     path: str
+    query: str
     headers: dict[str, str]
     body: bytes
 
@@ -82,7 +87,8 @@ async def read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
         body = await read_chunks(reader)
     else:
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Request(method, path.split("?")[0], headers, body)
+    path, _, query = path.partition("?")
+    return Request(method, path, query, headers, body)
 
 
 async def read_chunks(reader: asyncio.StreamReader) -> bytes:
@@ -122,8 +128,8 @@ async def answer(stub: Stub, request: Request, writer: asyncio.StreamWriter) -> 
     if request.path in about:
         write_json(writer, 200, about[request.path])
         return True
-    if request.path in {"/slots", "/metrics"}:
-        await tell_work(stub, request.path, writer)
+    if request.path in {"/slots", "/metrics", "/slots/0"} or stub.slot.is_tried(request.body):
+        await tell_work(stub, request, writer)
         return True
     stub.requests[request.path] += 1
     stub.processing += 1
@@ -133,13 +139,17 @@ async def answer(stub: Stub, request: Request, writer: asyncio.StreamWriter) -> 
         stub.processing -= 1
 
 
-async def tell_work(stub: Stub, path: str, writer: asyncio.StreamWriter) -> None:
+async def tell_work(stub: Stub, request: Request, writer: asyncio.StreamWriter) -> None:
     """As llama-server does, whose decoding loop answers these; it has one slot."""
     if stub.is_deaf:
         await asyncio.Event().wait()
+    if request.path not in {"/slots", "/metrics"}:
+        write_json(writer, *await stub.slot.answer(request.path, request.query, request.body))
+        return
     async with stub.computing:
         slot = {"id": 0, "is_processing": stub.processing > 0, "n_decoded": stub.decoded}
-        if path == "/slots":
+        slot["n_prompt_tokens"] = len(stub.slot.tokens)
+        if request.path == "/slots":
             write_json(writer, 200, [slot])
             return
         metrics = {
@@ -165,6 +175,7 @@ async def infer(stub: Stub, request: Request, writer: asyncio.StreamWriter) -> b
         async with stub.computing:
             await asyncio.to_thread(burn, busy_s)
     stub.decoded += 1
+    stub.slot.tokens = list(request.body)
     if (delay_ms := wish.get("delay_ms", stub.delay_ms)) > 0:
         await asyncio.sleep(delay_ms / 1000)
     if wish.get("reset"):
@@ -279,6 +290,7 @@ async def main(arguments: argparse.Namespace) -> None:
         events=arguments.events,
         interval_ms=arguments.interval_ms,
         ready_at=time.monotonic() + arguments.load_s,
+        slot=Slot(arguments.slot_save_path),
         model=arguments.model,
         status=arguments.status,
     )
@@ -305,6 +317,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--delay-ms", type=float, default=0.0, help="before every answer")
     parser.add_argument("--load-s", type=float, default=0.0, help="say 503 for so long at first")
     parser.add_argument("--model", default="", help="the file that /props tells of")
+    parser.add_argument("--slot-save-path", default="", help="a directory for its slot")
     parser.add_argument("--status", type=int, default=200, help="of every answer")
     parser.add_argument("--events", type=int, default=8, help="tokens of a stream")
     parser.add_argument("--interval-ms", type=float, default=20.0, help="between two of them")

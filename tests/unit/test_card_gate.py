@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -12,6 +12,7 @@ from llmsup import card_gate
 from llmsup.card_gate import CardGate
 from llmsup.core import leases
 from llmsup.core.device import Absence, Device, NoDevice, Reading
+from llmsup.core.eviction import Decision, Evict, Fits, Wait
 from llmsup.core.grant import Grant, written
 from llmsup.core.leases import Lease, Standing, rank
 from llmsup.core.options import Options
@@ -99,11 +100,16 @@ class Stack:
         self.retried: list[str] = []
         self.leaving: tuple[str, ...] = ()
         self.renewed: list[str] = []
+        self.on_demand: set[str] = set()
+        self.decision: Decision | None = None
+        self.evicted: list[tuple[str, tuple[str, ...]]] = []
+        self.fitted: list[bool] = []
         self.gate = CardGate(
             self.read,
             Placing(self.sizer, plan),
             {name: rank(name, priority) for name, priority in priorities.items()},
             lambda: self.services,
+            eviction=self,
             leaving=lambda: self.leaving,
             renew=self.renewed.extend,
             on_placed=self.placed.append,
@@ -111,6 +117,22 @@ class Stack:
             on_no_card=self.no_card.append,
             retry=self.retried.append,
         )
+
+    # --- the room that others make
+
+    def may_leave(self, service: str) -> bool:
+        return service in self.on_demand
+
+    async def decide(self, service: str, fits: Fits) -> Decision | None:
+        self.fitted = [fits(more * MIB) for more in (0, 6000)]
+        return self.decision
+
+    def evict(self, services: Sequence[str], service: str) -> None:
+        self.evicted.append((service, tuple(services)))
+        for name in services:
+            self.change(name, want=Want.DOWN, state=State.DRAINING)
+
+    # --- the card
 
     async def read(self) -> Reading:
         self.readings += 1
@@ -676,5 +698,98 @@ def test_what_was_placed_without_a_card_is_renewed_once_when_there_is_one() -> N
         await stack.gate.read()
         await stack.gate.read()
         assert stack.renewed == ["chat"]
+
+    run(test)
+
+
+# --- room that others make
+
+
+async def large_beside(stack: Stack, name: str) -> "asyncio.Future[Grant]":
+    """`name` asks for more than is free since chat has loaded."""
+    stack.on_demand = set(stack.services)
+    stack.sizer.fixed |= {"chat": 60, "code": 70, "rag": 80}
+    await stack.load("chat")
+    return stack.start(name)
+
+
+def test_one_that_finds_no_room_is_placed_once_others_have_left() -> None:
+    """It comes before all others then, whatever their rank: they left for it."""
+
+    async def test(stack: Stack) -> None:
+        stack.decision = Evict(("chat",))
+        code = await large_beside(stack, "code")
+        await until(lambda: stack.standing("code") is Standing.WAITING and bool(stack.evicted))
+        assert stack.evicted == [("code", ("chat",))]
+        assert stack.fitted == [False, True]
+        assert stack.gate.why("code") == "waits for chat to make room"
+        rag = stack.start("rag")
+        await asyncio.sleep(0.05)
+        assert not code.done()
+        assert not rag.done(), "what chat leaves is nobody else's"
+
+        stack.change("chat", state=State.STOPPING)
+        stack.take(-60 * LAYER_MIB)
+        stack.end("chat")
+        assert (await placed(code)).options.gpu_layers == 70
+        assert not rag.done()
+
+    run(test, chat=10, code=0, rag=5)
+
+
+def test_while_one_waits_for_its_turn_others_load_that_find_room() -> None:
+    async def test(stack: Stack) -> None:
+        loop = asyncio.get_running_loop()
+        stack.decision = Wait(loop.time() + 3600, ("chat",))
+        code = await large_beside(stack, "code")
+        await until(lambda: stack.gate.why("code").startswith("waits for room"))
+        stack.sizer.fixed["rag"] = 1
+        await stack.load("rag")
+        readings = stack.readings
+        await asyncio.sleep(0.1)
+        assert stack.readings == readings, "the card is not read for one that has to wait"
+        assert not code.done()
+
+        stack.take(-60 * LAYER_MIB)
+        stack.end("chat")  # by itself
+        assert (await placed(code)).options.gpu_layers == 70
+
+    run(test, chat=10, code=0, rag=5)
+
+
+def test_one_that_nobody_can_make_room_for_is_refused() -> None:
+    async def test(stack: Stack) -> None:
+        code = await large_beside(stack, "code")
+        with pytest.raises(NoRoomError):
+            await code
+        assert stack.evicted == []
+
+    run(test)
+
+
+def test_one_that_is_stopped_while_others_leave_for_it_leaves_the_room_to_the_next() -> None:
+    async def test(stack: Stack) -> None:
+        stack.decision = Evict(("chat",))
+        await large_beside(stack, "code")
+        await until(lambda: bool(stack.evicted))
+        rag = stack.start("rag")
+        stack.end("code")
+        stack.change("chat", state=State.STOPPING)
+        stack.take(-60 * LAYER_MIB)
+        stack.end("chat")
+        assert (await placed(rag)).options.gpu_layers == 80
+
+    run(test, chat=10, code=0, rag=5)
+
+
+def test_nothing_is_kept_for_one_that_would_leave_again() -> None:
+    """chat is wanted, has the higher rank, and has not asked yet."""
+
+    async def test(stack: Stack) -> None:
+        stack.on_demand = {"chat", "code"}
+        stack.sizer.fixed |= {"chat": 60, "code": 70}
+        stack.change("chat", want=Want.UP, state=State.BACKOFF)
+        code = stack.start("code")
+        assert (await placed(code)).options.gpu_layers == 70
 
     run(test)

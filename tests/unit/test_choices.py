@@ -205,6 +205,7 @@ def test_a_switch_that_succeeded_is_printed_as_the_old_tool_did() -> None:
             "service": "chat",
             "profile": "dual",
             "switch_time_s": 3.21,
+            "warm_tokens": 0,
         }
     ) == [
         "success        yes",

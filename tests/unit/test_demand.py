@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsup.core.demand import Answer, Hold, Refuse, Repeat, Start, answer, is_cold, status
+from llmsup.core.demand import (
+    Answer,
+    Hold,
+    Refuse,
+    Repeat,
+    Start,
+    Swap,
+    answer,
+    is_cold,
+    status,
+)
 from llmsup.core.events import StartAsked
 from llmsup.core.lifecycle import step
 from llmsup.core.routing import Endpoint, Member, Route, desired
@@ -53,6 +63,37 @@ def test_what_a_switch_is_about_to_bring_up_is_waited_for() -> None:
     assert isinstance(found(CODE_DOWN, "another"), Refuse)
 
 
+def test_what_a_switch_brings_up_is_not_started_beside_it() -> None:
+    """Its old model would be loaded, or the model that gives way to it still be there."""
+    services = {"chat": DOWN, "code": CODE_DOWN}
+
+    assert answer(ROUTE, services, {"chat"}, {"chat"}) == Hold()
+    assert answer(ROUTE, services, (), {"chat"}, {"chat": ""}) == Hold()
+
+
+def test_a_turn_is_waited_for_though_a_fallback_is_ready() -> None:
+    services = {"chat": DOWN, "code": CODE_READY}
+
+    assert answer(ROUTE, services, (), (), {"chat": ""}) == Swap("chat")
+
+
+def test_while_no_turn_is_tried_the_fallback_answers_or_the_reason_is_told() -> None:
+    turns = {"chat": "chat was not switched"}
+
+    assert answer(ROUTE, {"chat": DOWN, "code": CODE_READY}, (), (), turns) == Repeat()
+    refused = answer(ROUTE, {"chat": DOWN, "code": CODE_DOWN}, (), (), turns)
+    assert refused == Refuse("chat was not switched; code is stopped (not started)")
+
+
+def test_a_fallback_has_no_turn_while_the_first_one_is_restarted() -> None:
+    def found(state: State) -> Answer:
+        died = replace(service("chat", state), deaths=(1.0,))
+        return answer(ROUTE, {"chat": died, "code": CODE_DOWN}, (), (), {"code": ""})
+
+    assert found(State.BACKOFF) == Hold()
+    assert found(State.FAILED) == Swap("code")
+
+
 def test_a_fallback_answers_while_the_first_one_is_down() -> None:
     assert asked(DOWN, CODE_READY) == Repeat()
 
@@ -85,6 +126,8 @@ def test_a_restart_is_waited_for(state: State) -> None:
         (Hold(), "loading"),
         (Start("chat"), "sleeping"),
         (Start("code"), "unloaded"),
+        (Swap("chat"), "sleeping"),
+        (Swap("code"), "unloaded"),
         (Refuse("chat is failed"), "unloaded"),
     ],
 )
@@ -123,17 +166,23 @@ def test_a_start_is_asked_once_and_only_of_what_starts_on_demand(
     assert set(started) <= on_demand.intersection(route.services)
 
 
-@given(routes, stacks, demands)
+turns = st.dictionaries(
+    st.sampled_from(["chat", "code", "rag"]), st.sampled_from(["", "it was not switched"])
+)
+
+
+@given(routes, stacks, demands, turns)
 def test_a_request_is_repeated_just_when_an_upstream_gets_new_ones(
-    route: Route, stack: dict[str, Service], on_demand: set[str]
+    route: Route, stack: dict[str, Service], on_demand: set[str], turns: dict[str, str]
 ) -> None:
     """Else Envoy would be sent round in a circle, or a request would wait in front of a service."""
+    brought_up = on_demand | {name for name, why in turns.items() if not why}
     members = {
-        name: Member(Endpoint("127.0.0.1", 1), it.state, is_cold=name in on_demand and is_cold(it))
+        name: Member(Endpoint("127.0.0.1", 1), it.state, is_cold=name in brought_up and is_cold(it))
         for name, it in stack.items()
     }
     routable = [it for it in desired((route,), members)["r"] if not it.is_draining]
-    found = answer(route, stack, on_demand)
+    found = answer(route, stack, on_demand, (), turns)
 
     if isinstance(found, Repeat):
         assert routable
@@ -141,11 +190,11 @@ def test_a_request_is_repeated_just_when_an_upstream_gets_new_ones(
         assert not routable
 
 
-@given(routes, stacks, demands)
+@given(routes, stacks, demands, turns)
 def test_who_is_refused_has_nothing_to_wait_for(
-    route: Route, stack: dict[str, Service], on_demand: set[str]
+    route: Route, stack: dict[str, Service], on_demand: set[str], turns: dict[str, str]
 ) -> None:
-    found = answer(route, stack, on_demand)
+    found = answer(route, stack, on_demand, (), turns)
 
     if isinstance(found, Refuse):
         assert all(

@@ -1,5 +1,7 @@
 """What `get_current_model` answers, by what runs."""
 
+from typing import Any
+
 import pytest
 
 from llmsup.control.wire import ModelInfo, Status
@@ -19,6 +21,10 @@ def info(
     }
 
 
+def told(status: Status, models: list[ModelInfo]) -> dict[str, Any]:
+    return dict(current(status, models))
+
+
 def stack(mode: str = "dual") -> Status:
     status = snapshot()
     status["daemon"]["mode"] = mode
@@ -28,7 +34,7 @@ def stack(mode: str = "dual") -> Status:
 def test_two_that_run_are_dual_whatever_the_profile_says() -> None:
     models = [info("chat", "qwen.gguf"), info("code", "coder.gguf")]
 
-    assert current(stack("single"), models) == {
+    assert told(stack("single"), models) == {
         "phase": "dual",
         "chat_model": "qwen.gguf",
         "code_model": "coder.gguf",
@@ -44,7 +50,7 @@ def test_two_that_run_are_dual_whatever_the_profile_says() -> None:
 def test_one_that_runs_is_single_whatever_the_profile_says(state: str) -> None:
     models = [info("chat", None, state), info("code", "coder.gguf")]
 
-    assert current(stack("dual"), models) == {
+    assert told(stack("dual"), models) == {
         "phase": "single",
         "current_model": "coder.gguf",
         "model_type": "code",
@@ -56,7 +62,7 @@ def test_one_that_runs_is_single_whatever_the_profile_says(state: str) -> None:
 
 
 def test_a_server_that_loads_runs_and_tells_of_no_model() -> None:
-    found = current(stack(), [info("chat", "qwen.gguf"), info("code", None, "starting")])
+    found = told(stack(), [info("chat", "qwen.gguf"), info("code", None, "starting")])
 
     assert (found["phase"], found["chat_model"], found["code_model"]) == ("dual", "qwen.gguf", None)
 
@@ -64,7 +70,7 @@ def test_a_server_that_loads_runs_and_tells_of_no_model() -> None:
 def test_where_nothing_runs_the_phase_is_that_of_the_profile() -> None:
     models = [info("chat", None, "stopped"), info("code", None, "stopped")]
 
-    dual, single = current(stack("dual"), models), current(stack("single"), models)
+    dual, single = told(stack("dual"), models), told(stack("single"), models)
 
     assert (dual["phase"], dual["chat_model"], dual["service_code"]) == ("dual", None, "code")
     assert (single["phase"], single["current_model"], single["model_type"]) == (
@@ -73,13 +79,13 @@ def test_where_nothing_runs_the_phase_is_that_of_the_profile() -> None:
 
 
 def test_other_models_do_not_make_it_dual() -> None:
-    found = current(stack("single"), [info("chat", "qwen.gguf"), info("embedding", "bge.gguf")])
+    found = told(stack("single"), [info("chat", "qwen.gguf"), info("embedding", "bge.gguf")])
 
     assert (found["phase"], found["service"]) == ("single", "chat")
 
 
 def test_services_of_other_names_are_known_by_the_routes_they_lead() -> None:
-    found = current(
+    found = told(
         stack(),
         [info("big", "qwen.gguf", route="chat-7b"), info("small", "coder.gguf", route="code")],
     )
@@ -88,6 +94,6 @@ def test_services_of_other_names_are_known_by_the_routes_they_lead() -> None:
 
 
 def test_a_stack_without_models_names_none() -> None:
-    found = current(stack("dual"), [])
+    found = told(stack("dual"), [])
 
     assert (found["chat_model"], found["service_chat"], found["services"]) == (None, None, [])

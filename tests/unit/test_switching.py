@@ -110,18 +110,19 @@ def test_what_is_seen_of_a_target(seen: Service, event: Event | None) -> None:
     assert observe(seen, BEFORE) is event
 
 
-def test_a_death_is_a_failure_unless_a_smaller_plan_follows() -> None:
+def test_a_death_is_a_failure_unless_the_next_try_is_made_with_less() -> None:
     """Also where the next process is there already: the first death costs no delay."""
     crash = Death(BEFORE + 1, 0.0, Cause.UNKNOWN, "exited")
     again = service(State.STARTING, BEFORE + 2)
     assert observe(replace(again, death=crash), BEFORE) is Event.FAILED
     assert observe(replace(again, death=replace(crash, generation=BEFORE)), BEFORE) is Event.SPAWNED
-    short = replace(crash, cause=Cause.GPU_MEMORY)
-    assert observe(replace(again, death=short), BEFORE) is Event.SPAWNED
+    for cause in (Cause.GPU_MEMORY, Cause.PROMPT_CACHE):
+        passing = replace(crash, cause=cause)
+        assert observe(replace(again, death=passing), BEFORE) is Event.SPAWNED
 
 
-@pytest.mark.parametrize("cause", sorted(SHORTAGES, key=str))
-def test_one_beside_that_is_short_of_memory_has_not_failed_yet(cause: Cause) -> None:
+@pytest.mark.parametrize("cause", sorted(SHORTAGES | {Cause.PROMPT_CACHE}, key=str))
+def test_one_beside_that_had_too_little_or_too_much_has_not_failed_yet(cause: Cause) -> None:
     death = Death(BEFORE + 1, 0.0, cause, "out of memory")
     dead = service(State.FAILED, pid=None, death=death)
     assert observe_beside(dead, BEFORE) is Event.FELL_SHORT
@@ -147,6 +148,11 @@ def test_what_ran_before_has_returned_once_all_of_it_is_ready_anew() -> None:
     [
         (Phase.SWITCHED, STORY, "chat serves b.gguf now"),
         (Phase.SWITCHED, replace(STORY, was_serving=True), "chat serves b.gguf already"),
+        (
+            Phase.SWITCHED,
+            replace(STORY, warm_tokens=1840),
+            "chat serves b.gguf now; 1840 tokens of earlier conversations are in its cache",
+        ),
         (
             Phase.REFUSED,
             STORY,
