@@ -20,6 +20,7 @@ def tried(home: Home, way: Way) -> Trial:
     return trial
 
 
+@pytest.mark.timeout(300)  # beside other work, each load takes several times as long
 @pytest.mark.parametrize("way", ways(), ids=lambda way: way.name)
 def test_no_request_fails_and_none_is_answered_by_the_wrong_model(home: Home, way: Way) -> None:
     trial = tried(home, way)
