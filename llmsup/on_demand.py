@@ -69,11 +69,11 @@ class OnDemand:
 
     def demand(self, route: Route) -> Answer:
         """What a request for the route gets now."""
-        names, expected, turns = self._names, self._expected(), self._swaps.turns
+        expected = set(self._expected())
         if expected:
-            # What a switch begins with is that nothing else of single mode is up: it stays so.
-            names -= self._takers
-        return demand.answer(route, self._services(), names, expected, turns)
+            # A switch of single mode knows what else was up when it began: it stays so to its end.
+            expected |= self._names & self._takers
+        return demand.answer(route, self._services(), self._names, expected, self._swaps.turns)
 
     def load(self, service: str) -> None:
         """Want this service up."""

@@ -65,11 +65,11 @@ class Swaps:
     def turns(self) -> dict[str, str]:
         """The services that take turns, and why a request swaps none in just now; empty: it does.
 
-        The active one is among them while it is wanted, and while it may lose its place.
+        The active one is among them while it is wanted.
         """
         names = swappable(self._profile)
         present = self._services().get(active(self._profile))
-        if names and present is not None and (present.want is Want.UP or self._is_busy()):
+        if names and present is not None and present.want is Want.UP:
             names |= {present.name}
         return {name: self._setbacks[name].why if name in self._held_off else "" for name in names}
 
