@@ -1,11 +1,18 @@
-"""A service and the card as `llmsup status` shows them."""
+"""A service, its model and the card as `llmsup status` and its kin show them."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
 
 from llmsup.attendance import Unit
-from llmsup.control.wire import GpuInfo, PlanInfo, ServiceInfo
+from llmsup.config.schema import LlamaServer, Profile
+from llmsup.control.wire import GpuInfo, ModelInfo, PlanInfo, ServiceInfo
 from llmsup.core.device import Device
 from llmsup.core.leases import Lease
-from llmsup.core.service import ALIVE, Service
+from llmsup.core.service import ALIVE, Service, State
 from llmsup.host import procfs
+from llmsup.host.model_server import served_model
+from llmsup.keeper import Keeper
 from llmsup.placing import Placed
 
 
@@ -77,3 +84,26 @@ def gpu_info(device: Device | None) -> GpuInfo | None:
         "total_bytes": device.total_bytes,
         "free_bytes": device.free_bytes,
     }
+
+
+async def model_infos(profile: Profile, keepers: Mapping[str, Keeper]) -> list[ModelInfo]:
+    """What each model server says it serves; those that are ready are asked, all at once."""
+    first = {route.services[0]: name for name, route in reversed(profile.route.items())}
+    specs = {name: spec for name, spec in profile.service.items() if isinstance(spec, LlamaServer)}
+
+    async def served(name: str) -> str:
+        port = keepers[name].port
+        is_ready = keepers[name].service.state is State.READY
+        return await served_model(port) if is_ready and port is not None else ""
+
+    found = await asyncio.gather(*map(served, specs))
+    return [
+        {
+            "service": name,
+            "route": first.get(name),
+            "model": Path(model).name or None,
+            "expected_model": Path(spec.model).name,
+            "state": keepers[name].service.state.value,
+        }
+        for (name, spec), model in zip(specs.items(), found, strict=True)
+    ]

@@ -20,18 +20,19 @@ from pathlib import Path
 
 from llmsup import __version__, models_api
 from llmsup.activator import Activator
-from llmsup.adoption import Remembering, Takeover, take_over
+from llmsup.adoption import Remembering, take_over
 from llmsup.attendance import Unit
 from llmsup.bookkeeping import Books
 from llmsup.card_gate import CardGate
 from llmsup.card_news import CardNews
 from llmsup.card_watch import CardWatch
 from llmsup.choosing import Change, Chosen, profile_file, propose, propose_swap
+from llmsup.chronicle import Chronicle
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
 from llmsup.config.load import Loaded
 from llmsup.config.paths import Paths
-from llmsup.config.schema import LlamaServer, Profile
+from llmsup.config.schema import Profile
 from llmsup.control.wire import (
     Answer,
     ModelInfo,
@@ -41,10 +42,10 @@ from llmsup.control.wire import (
     UpstreamsInfo,
 )
 from llmsup.core import card, offload
-from llmsup.core.grant import may_use_card
 from llmsup.core.leases import Lease
 from llmsup.core.routing import effective_routes
-from llmsup.core.service import Policy, Service, State, Want
+from llmsup.core.service import Service, State, Want
+from llmsup.departures import Departures
 from llmsup.errors import LaunchError, LlmsupError, ModelFileError, UsageError
 from llmsup.eviction import Eviction
 from llmsup.evidence import Evidence
@@ -54,13 +55,11 @@ from llmsup.host import memory
 from llmsup.host.clocks import read_clocks
 from llmsup.host.journal import Journal
 from llmsup.host.leftovers import home_mark
-from llmsup.host.model_server import served_model
 from llmsup.host.nvml import Nvml
 from llmsup.host.probe import says_close
-from llmsup.host.process import Found, Process, find
+from llmsup.host.process import find
 from llmsup.host.rotation import Rotated, keep_rotated
 from llmsup.host.shortage import keep_watch
-from llmsup.inquest import Findings
 from llmsup.on_demand import OnDemand
 from llmsup.placing import Placed, Placing, short_bytes
 from llmsup.preflight import load_startable
@@ -70,10 +69,9 @@ from llmsup.rebalancing import Rebalancing
 from llmsup.rolls import Rolls
 from llmsup.room import Beside, Room
 from llmsup.services import envoy
-from llmsup.services.launch import Launch
 from llmsup.sizing import Sizing
-from llmsup.snapshot import gpu_info, plan_info, service_info
-from llmsup.strays import LOOK_PERIOD_S, Strays
+from llmsup.snapshot import gpu_info, model_infos, service_info
+from llmsup.strays import Strays
 from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
 from llmsup.swaps import Swaps
@@ -121,11 +119,6 @@ class Stack:
         self._news = CardNews(self._journal)
         self._books = Books(paths.ledger, troubles)
         self._sizing = Sizing(profile, environ, lambda: self._books.ledger, paths.engines)
-        self._evidence = Evidence(
-            paths.crashes,
-            secrets=lambda: (*loaded.api_keys, *loaded.admin_keys),
-            gpu=lambda: gpu_info(self._card.device),
-        )
         self.gateway = Gateway(
             paths.gateway,
             routes,
@@ -167,11 +160,20 @@ class Stack:
             renew=self._renew_cardless,
         )
         self._card = CardWatch(self._gate.read, read_clocks, self._note_card)
+        self._chronicle = Chronicle(
+            self._journal,
+            Evidence(
+                paths.crashes,
+                secrets=lambda: (*loaded.api_keys, *loaded.admin_keys),
+                gpu=lambda: gpu_info(self._card.device),
+            ),
+            past=self._gate.past,
+        )
         self._supervisor = Supervisor(
             units,
             self._memory,
             on_change=self._note_change,
-            on_death=self._note_death,
+            on_death=self._chronicle.note_death,
             drain_requests=self._drain_requests,
             warmth=self._warmth,
             troubles=troubles,
@@ -185,6 +187,16 @@ class Stack:
             trial=self.gateway.trial,
             binary=envoy.program,
             predecessor_socket=self.gateway.predecessor_socket,
+        )
+        self._departures = Departures(
+            self._strays,
+            self._supervisor,
+            self.gateway,
+            self._succession,
+            self._warmth,
+            keep=self._keep,
+            is_unsettled=lambda: bool(self._unsettled),
+            is_ending=lambda: self._ending is not None,
         )
         self._swaps = Swaps(
             profile,
@@ -250,7 +262,7 @@ class Stack:
             rebuild=self._rebuilt,
             room=Room(self._gate, lambda: self._supervisor.services, self._sizing_of),
             enter=self._enter,
-            see_off=self._see_off,
+            see_off=self._departures.see_off,
             withheld=self._publication.withheld,
             publish=self._publish,
             save=self._remembering.now,
@@ -317,11 +329,7 @@ class Stack:
         if taken.adopted:
             log.info("adopted %s", _listed(sorted(taken.adopted)))
             self._journal.write("daemon", why=f"adopted {_listed(sorted(taken.adopted))}")
-        strays = taken.strays - self._retire_earlier(found, taken)
-        on_card = {each.mark: each.service for each in found if may_use_card(each.grant)}
-        self._strays.note(strays, on_card)
-        if strays:
-            self._keep(self._end_strays(found, is_routed=GATEWAY in taken.adopted))
+        self._departures.begin(found, taken)
         self._supervisor.start((name for name in up if name not in taken.adopted), forgive=False)
         asyncio.get_running_loop().call_later(SETTLE_TIMEOUT_S, self._settle, *self._unsettled)
         self._settle()
@@ -438,29 +446,8 @@ class Stack:
         return Answer(changed=list(chosen), message=f"restarting {_listed(chosen)}")
 
     async def models(self) -> list[ModelInfo]:
-        """What each model server says it serves; those that are ready are asked, all at once."""
-        profile, keepers = self._loaded.profile, self._supervisor.keepers
-        first = {route.services[0]: name for name, route in reversed(profile.route.items())}
-        specs = {
-            name: spec for name, spec in profile.service.items() if isinstance(spec, LlamaServer)
-        }
-
-        async def served(name: str) -> str:
-            port = keepers[name].port
-            is_ready = keepers[name].service.state is State.READY
-            return await served_model(port) if is_ready and port is not None else ""
-
-        found = await asyncio.gather(*map(served, specs))
-        return [
-            {
-                "service": name,
-                "route": first.get(name),
-                "model": Path(model).name or None,
-                "expected_model": Path(spec.model).name,
-                "state": keepers[name].service.state.value,
-            }
-            for (name, spec), model in zip(specs.items(), found, strict=True)
-        ]
+        """What each model server says it serves."""
+        return await model_infos(self._loaded.profile, self._supervisor.keepers)
 
     async def switch(
         self, target: str, model: str | None
@@ -646,7 +633,7 @@ class Stack:
             generation,
             beside.grant,
             on_change=self._note_understudy,
-            on_death=self._note_death,
+            on_death=self._chronicle.note_death,
             warmth=self._warmth,
             troubles=self._troubles,
         )
@@ -656,19 +643,7 @@ class Stack:
         self.on_change()
         if before.state is not after.state:
             words = after.why or "beside the one that serves"
-            self._tell_change(before, replace(after, why=words))
-
-    def _see_off(self, service: Service, launch: Launch | None) -> None:
-        """End a process whose place was taken, once it has no clients any more."""
-        name, unit = service.name, self._supervisor.keepers[service.name].unit
-        its_mark = unit.generation_mark(service.generation)
-
-        async def save(mark: str) -> None:
-            if mark == its_mark and self._ending is None:
-                await self._warmth.save(service, launch)
-
-        self._strays.note([its_mark], {its_mark: name})
-        self._keep(self._strays.end(lambda _: self._drain_timeout_s(name), save))
+            self._chronicle.note_change(before, replace(after, why=words))
 
     def _trouble(self) -> str:
         return self.gateway.last_error or self._succession.trouble
@@ -692,18 +667,6 @@ class Stack:
             self._journal.write("succession", service=name, why=self._succession.trouble)
             raise
 
-    def _retire_earlier(self, found: Iterable[Found], taken: Takeover) -> frozenset[str]:
-        """Let Envoys that were succeeded, or were about to be, finish. Returns their marks."""
-        retired = set()
-        for each in found:
-            if each.service == GATEWAY and each.is_leader and each.mark in taken.strays:
-                unit = self._supervisor.keepers[GATEWAY].unit
-                process = Process.adopt(each.pid, log=unit.log, mark=each.mark)
-                if process is not None:
-                    self._succession.adopt_retired(process)
-                    retired.add(each.mark)
-        return frozenset(retired)
-
     async def _mend_drained_gateway(self) -> None:
         """Replace an adopted Envoy that was told to stop: it would drain for ever."""
         keeper = self._supervisor.keepers[GATEWAY]
@@ -712,23 +675,6 @@ class Stack:
         if keeper.service.state is State.READY and await says_close(keeper.unit.launch().target):
             log.info("restarting %s: it was stopping when it was adopted", GATEWAY)
             self._rolls.renew([GATEWAY])
-
-    async def _end_strays(self, found: Iterable[Found], *, is_routed: bool) -> None:
-        """End what is not kept; where the gateway is alive, once it sends it nothing more."""
-        deadline = time.monotonic() + SETTLE_TIMEOUT_S + CONFIRM_TIMEOUT_S
-        while is_routed and (self._unsettled or not self.gateway.is_settled):
-            if time.monotonic() >= deadline:
-                break
-            await asyncio.sleep(LOOK_PERIOD_S)
-        services = {each.mark: each.service for each in found}
-        await self._strays.end(lambda mark: self._drain_timeout_s(services[mark]))
-
-    def _drain_timeout_s(self, service: str) -> float:
-        """How long the clients of a process that is not kept are waited for."""
-        if service == GATEWAY:
-            return 0.0  # the next one needs its address
-        keeper = self._supervisor.keepers.get(service)
-        return (keeper.unit.policy if keeper else Policy()).drain_timeout_s
 
     async def _end(self, *, drain: bool) -> None:
         try:
@@ -796,29 +742,9 @@ class Stack:
             if before.why != after.why and after.state is not State.STARTING:
                 log.info("service=%s state=%s why=%s", after.name, after.state.value, after.why)
             return
-        self._tell_change(before, after)
+        self._chronicle.note_change(before, after)
         if after.name == GATEWAY and after.state is State.READY:
             self.gateway.wake()
-
-    def _tell_change(self, before: Service, after: Service) -> None:
-        log.info(
-            "service=%s generation=%d state=%s before=%s want=%s why=%s",
-            after.name,
-            after.generation,
-            after.state.value,
-            before.state.value,
-            after.want.value,
-            after.why or "-",
-        )
-        self._journal.write(
-            "state",
-            service=after.name,
-            generation=after.generation,
-            state=after.state.value,
-            before=before.state.value,
-            want=after.want.value,
-            why=after.why,
-        )
 
     def _note_card(self, action: card.Action) -> None:
         is_back = isinstance(action, card.Renew)
@@ -856,20 +782,6 @@ class Stack:
             for name, keeper in self._supervisor.keepers.items()
             if keeper.unit.uses_card and keeper.service.want is Want.UP
         ]
-
-    def _note_death(self, findings: Findings) -> None:
-        death = findings.death
-        self._journal.write(
-            "death",
-            service=findings.unit.name,
-            generation=death.generation,
-            cause=death.cause.value,
-            lived_s=findings.lived_s,
-            next=findings.next_step,
-            why=death.reason,
-        )
-        past = self._gate.past(findings.unit.name, death.generation)
-        self._evidence.keep(findings, plan_info(*past) if past else None)
 
     def _publish(self) -> None:
         if not self._unsettled:

@@ -461,7 +461,8 @@ class Switching:
 
     def _break_off(self, switch: Switch, why: str) -> None:
         words = f"the switch of {switch.story.target} broke off: {why}"
-        self._end(switch, _result_of(switch, words, self._clock()))
+        result = _result_of(switch, words, self._clock())
+        self._end(switch, {**result, "success": False})
 
     def _end(self, switch: Switch, result: SwitchResult) -> None:
         if switch.phase is not Phase.SWITCHED:
