@@ -1,44 +1,24 @@
 """The process: sockets, keys, ports that are taken, and leaving."""
 
 import json
-import re
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
 import httpx
 import pytest
 
 from llmsup.core.routing import Route
 from llmsup.core.service import State
+from llmsup.host.ports import listened_to
 from llmsup.services.envoy import ALIVE_PATH
 from tests.contract.conftest import Stack, running, wait_until
 
 KEYS = ("sk-alice", "sk-bob")
 
 
-def listening_ports(pid: int) -> set[int]:
-    """TCP ports on which the process listens."""
-    inodes = set()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        match = None
-        with suppress(FileNotFoundError):  # it was closed meanwhile
-            match = re.fullmatch(r"socket:\[(\d+)\]", str(descriptor.readlink()))
-        if match:
-            inodes.add(match[1])
-    ports = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in inodes:
-                ports.add(int(fields[1].rpartition(":")[2], 16))
-    return ports
-
-
 def test_admin_is_a_private_socket_and_not_on_tcp(stack: Stack) -> None:
-    assert listening_ports(stack.envoy.child.pid) == {stack.port}
+    assert listened_to([stack.envoy.child.pid]) == {stack.port}
     sockets = [path for path in stack.layout.directory.iterdir() if path.is_socket()]
     assert stack.layout.admin_socket in sockets
     assert {stat.S_IMODE(path.stat().st_mode) for path in sockets} == {0o600}
@@ -82,7 +62,7 @@ def test_taken_port_leaves_a_live_process_that_does_not_serve(private: Stack) ->
         )
 
         assert process.is_alive
-        assert private.port not in listening_ports(process.child.pid)
+        assert private.port not in listened_to([process.child.pid])
 
 
 def rejected_listeners(stack: Stack) -> int:

@@ -4,10 +4,11 @@ The card is the stand-in: real llama-servers really offload to it, run out of it
 """
 
 import asyncio
+from functools import partial
 
 from bench.models import gemma, smollm2
 from llmsup.drill.traffic import Client, Record
-from tests.home import Home, free_ports
+from tests.home import Home, free_ports, wait_until
 
 MIB = 2**20
 TOTAL_MIB = 640
@@ -59,6 +60,16 @@ def deaths(home: Home, since: int = 0) -> list[dict[str, object]]:
 
 def layers(home: Home) -> dict[str, int]:
     return {name: int(home.service(name)["gpu_layers"]) for name in SERVICES}
+
+
+def wait_measured(home: Home, *names: str) -> None:
+    """Until it is known what the loads of these services took."""
+    for name in names:
+        wait_until(partial(_is_measured, home, name), f"{name} measured")
+
+
+def _is_measured(home: Home, name: str) -> bool:
+    return home.service(name)["measured_bytes"] is not None
 
 
 def ask(home: Home, body: bytes) -> Record:

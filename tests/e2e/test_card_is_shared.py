@@ -14,6 +14,7 @@ from tests.e2e.small_card import (
     deaths,
     layers,
     profile,
+    wait_measured,
 )
 from tests.home import Home, wait_until
 from tests.standin import StandIn
@@ -64,9 +65,7 @@ def test_the_last_in_rank_shrinks_and_grows_back_and_no_request_fails(
     small_card.take(OTHERS_MIB)
     on_card.start(timeout_s=120)
     # What somebody takes while a load settles would be counted as the load's.
-    wait_until(
-        lambda: all(on_card.service(name)["measured_bytes"] for name in SERVICES), "measured"
-    )
+    wait_measured(on_card, *SERVICES)
     before = layers(on_card)
     assert 0 < before["code"] < 19, "some of it fits"
 

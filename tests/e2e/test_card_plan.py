@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import openai
 import pytest
 
 from bench.models import gemma, smollm2
+from tests.e2e.small_card import wait_measured
 from tests.home import Home, free_ports, wait_until
 from tests.standin import StandIn
 
@@ -57,17 +57,13 @@ def told(home: Home, event: str, name: str) -> list[dict[str, Any]]:
     return [e for e in home.events() if e["event"] == event and e.get("service") == name]
 
 
-def is_measured(home: Home, name: str) -> bool:
-    return home.service(name)["measured_bytes"] is not None
-
-
 def test_the_plan_is_what_the_servers_take_and_they_answer(home: Home, card: StandIn) -> None:
     stack(home, card, "chat", "code")
     home.start(timeout_s=LOAD_TIMEOUT_S)
 
     taken = 0.0
     for name in ("chat", "code"):
-        wait_until(partial(is_measured, home, name), f"{name} measured")
+        wait_measured(home, name)
         service = home.service(name)
         assert service["gpu_layers"] == told(home, "plan", name)[0]["gpu_layers"] > 0
         mib = card.used_by(service["pid"])

@@ -68,6 +68,7 @@ def test_a_stream_arrives_token_by_token(stack: Home) -> None:
                 messages=[{"role": "user", "content": "Count from one to twenty."}],
                 max_tokens=40,
                 stream=True,
+                extra_body={"ignore_eos": True},
             ) as stream,
         ):
             arrivals = [
