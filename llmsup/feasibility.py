@@ -22,7 +22,7 @@ def require_feasible(
     """Raise LlmsupError with everything for which it is certain not to come up.
 
     `services` are those that come up together, planned by `sizing` on the card as it was read, of
-    which `coming_back_bytes` are free by then. Call it in a thread.
+    which at most `coming_back_bytes` more are free by then. Call it in a thread.
     """
     problems = [*_problems(profile, environ)]
     plan = sizing.plan(reading, services, coming_back_bytes=coming_back_bytes)

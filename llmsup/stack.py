@@ -585,7 +585,7 @@ class Stack:
             wanted(new.profile),
             sizing=self._sizing_of(new.profile),
             reading=await self._gate.read(),
-            coming_back_bytes=self._gate.leases.held_bytes,
+            coming_back_bytes=self._gate.leases.ours_bytes,
             environ=self._environ,
         )
 

@@ -156,6 +156,12 @@ class Leases:
         return sum(lease.bytes for lease in self._in(Standing.HELD))
 
     @property
+    def ours_bytes(self) -> int:
+        """At most so much of the card is held, being filled, or on its way back."""
+        kept = sum(lease.bytes for lease in self._in(*TAKES_THE_TURN, Standing.HELD))
+        return kept + (0 if self.returning is None else self.returning.bytes)
+
+    @property
     def waiting(self) -> list[Lease]:
         """Those that wait, the next one first."""
         return sorted(self._in(Standing.WAITING), key=lambda lease: lease.rank)

@@ -21,7 +21,7 @@ from mcp_types import CallToolResult, TextContent, TextResourceContents, Tool
 from llmsup.control.wire import SwitchProgress, SwitchResult
 from tests.cards import StubCards
 from tests.fake_daemon import FakeStack, service, serving
-from tests.home import LLMSUP, Home, wait_until
+from tests.home import LLMSUP, Home, is_alive, wait_until
 from tests.process.test_card_plan import set_free
 from tests.process.test_drill import is_stopped
 from tests.process.test_stack import dual
@@ -120,8 +120,8 @@ async def bad(session: ClientSession, tool: str, **given: object) -> dict[str, A
     assert result.is_error, result
     await session.validate_tool_result(tool, result)  # some clients do, of an error too
     document = dict(result.structured_content or {})
-    words = document.get("error") or document["message"]
-    assert words in text_of(result)
+    words, told = document.get("error") or document["message"], text_of(result)
+    assert told.startswith(words) or json.loads(told) == document
     assert "\n" not in words
     assert document["hint"], document
     return document
@@ -422,6 +422,7 @@ def test_a_daemon_that_is_killed_in_the_middle_of_a_switch_is_an_error(
         result = await client.call_tool("switch_model", given, progress_callback=kill)
         assert result.is_error
         assert (result.structured_content or {})["success"] is False
+        wait_until(lambda: not is_alive(pid), "the daemon is gone")
         assert (await bad(client, "get_status"))["hint"] == "llmsup start"
 
     talk(home, session)

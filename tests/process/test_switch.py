@@ -149,7 +149,7 @@ def test_a_switch_loses_no_request_and_shows_no_model_before_it_has_proved_itsel
     assert (result["service"], result["current_model"]) == ("chat", "b.gguf")
     phases = list(dict.fromkeys(each["phase"] for each in seen))
     assert "loading" in phases, "the others may be too short to be seen"
-    order = ["checking", "leaving", "loading", "verifying"]
+    order = ["checking", "leaving", "loading", "verifying", "switched"]
     assert phases == [phase for phase in order if phase in phases]
     assert home.service("chat")["model"] == "b.gguf"
     assert home.service("chat")["restarts"] == 0

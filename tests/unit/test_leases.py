@@ -77,6 +77,15 @@ def test_one_loads_at_a_time_and_the_next_once_it_has_settled() -> None:
     assert leases.table["chat"].measured_bytes == 2100 * MIB
 
 
+def test_what_is_ours_is_held_or_being_filled_or_on_its_way_back() -> None:
+    leases = held("chat", 2000).asked("code", 1, rank("code")).asked("other", 1, rank("other"))
+    leases = leases.granted("code", 3000 * MIB).placed("code", placement("code", 1500))
+    assert leases.ours_bytes == 3500 * MIB
+    assert leases.told_to_end("chat", 0.0).ours_bytes == 3500 * MIB
+    assert leases.gone("chat", 0.0).ours_bytes == 3500 * MIB
+    assert leases.gone("chat", 0.0).read(None, RETURN_TIMEOUT_S).ours_bytes == 1500 * MIB
+
+
 def test_a_lower_one_that_waits_yields_to_a_higher_one_that_comes_later() -> None:
     leases = held("embedding", 300).asked("code", 1, rank("code", 0))
     assert next_up(leases.asked("chat", 1, rank("chat", 10))) == "chat"
