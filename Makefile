@@ -33,9 +33,10 @@ $(VENV)/installed: pyproject.toml Makefile
 demo: install
 	@$(BIN)/python -m bench.demo $(ARGS)
 
-# A file of tests at a time on each core: most of the time they wait for processes.
+# More files at a time than cores, since most of the time they wait for processes; the long ones first.
 test: install
-	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
+	@$(BIN)/python -m pytest -n $$(($$(nproc) * 2 + 1)) --maxprocesses=8 \
+		--dist loadfile --no-loadscope-reorder
 
 # INPUTS in all, over every target; SEED runs the same ones again.
 INPUTS ?= 100000

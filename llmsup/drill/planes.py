@@ -6,8 +6,9 @@ import resource
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from llmsup.config.files import digest
 from llmsup.control.client import daemon_is_alive
@@ -86,7 +87,7 @@ async def disk(ground: Ground) -> Broken:
         began = time.monotonic()
         try:
             with without_disk(pid):
-                await asyncio.to_thread(ground.control.stop, [first], now=True)
+                await _to_the_end(partial(ground.control.stop, [first], now=True))
                 stopped_at = await ground.until(
                     lambda now: of(now, first)["state"] == "stopped", WHOLE_TIMEOUT_S
                 )
@@ -123,6 +124,15 @@ def without_disk(pid: int) -> Iterator[None]:
     finally:
         with suppress(ProcessLookupError):
             resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+
+
+async def _to_the_end(call: Callable[[], object]) -> None:
+    """Call it in a thread. Cancelled, too, it is over after this: nothing is asked any later."""
+    task = asyncio.create_task(asyncio.to_thread(call))
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def why_no_daemon(ground: Ground) -> str:
