@@ -34,11 +34,18 @@ def load_startable(
     problems = [
         Problem(str(loaded.path), key, f"port {owner.port} is taken by {ports.describe(owner)}")
         for owner, key in holders
-        if owner.pid not in own
+        if owner.pid not in own and _is_kept(owner)
     ]
     if problems:
         raise ConfigError(problems, hint="end what holds the port, or choose another one")
     return loaded
+
+
+def _is_kept(owner: ports.PortOwner) -> bool:
+    """Whether it holds the port still. One that ends has lost its mark and its command line by the
+    time that the port is free, so it would pass for a stranger.
+    """
+    return owner in ports.owners(owner.port)
 
 
 def _ports(profile: Profile) -> Mapping[str, int]:

@@ -7,6 +7,8 @@ import pytest
 
 from llmsup.config.files import digest
 from llmsup.host import ports
+from llmsup.host.process import marked
+from llmsup.preflight import load_startable
 from tests.disk import small_disk
 from tests.fake_daemon import FakeStack, service, serving
 from tests.home import Home, free_ports, stub, wait_until
@@ -163,6 +165,27 @@ def test_start_names_who_holds_a_port(home: Home) -> None:
     assert result.returncode == 2
     assert f"service.chat.port: port {port} is taken by pid {stranger.pid}" in result.stderr
     assert home.daemon_pid() is None
+
+
+def test_a_holder_that_ends_while_it_is_looked_at_holds_nothing(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Like a server of ours that is being ended: its mark is gone before its socket is."""
+    (port,) = free_ports(1)
+    home.write(home.command("chat", stub("upstream.py", "--port", port), port=port))
+    with subprocess.Popen(stub("upstream.py", "--port", port, "--name", "x")) as ending:
+
+        def look(prefix: str) -> list[int]:
+            ending.kill()
+            ending.wait()
+            return marked(prefix)
+
+        monkeypatch.setattr("llmsup.preflight.marked", look)
+        wait_until(lambda: bool(ports.owners(port)), "the port is taken")
+        loaded = load_startable(
+            str(home.profile), environ=home.environ, overrides=(), home=home.paths
+        )
+    assert loaded.profile.service["chat"].port == port
 
 
 def test_a_daemon_that_ends_at_once_is_an_error_in_its_words(home: Home) -> None:

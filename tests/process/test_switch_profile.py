@@ -91,7 +91,7 @@ def profile_up(home: Home) -> str:
 
 def expect_old(home: Home, before: dict[str, int], count: int) -> None:
     """`test` serves with so many processes, nothing is left, and the next switch works."""
-    assert profile_up(home) == "test"
+    assert profile_up(home) == "test", home.daemon_log()
     for name in ("chat", "embedding", "code"):
         home.wait_state(name, "ready")
     assert serves(home) == dict.fromkeys(("chat", "embedding", "code"), "model.gguf")
@@ -260,7 +260,7 @@ def test_the_choice_outlives_the_stack_until_another_profile_is_started(
     assert home.cli("stop").returncode == 0
 
     home.start()
-    assert profile_up(home) == "test"
+    assert profile_up(home) == "test", home.daemon_log()
     assert home.cli("stop").returncode == 0
     assert home.cli("start").returncode == 0
     assert profile_up(home) == "test", "whoever names a profile means it"
