@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from llmsup.adoption import Takeover
 from llmsup.core.grant import may_use_card
@@ -11,7 +11,7 @@ from llmsup.gateway import Gateway
 from llmsup.host.process import Found, Process
 from llmsup.rolls import Keep
 from llmsup.services.launch import Launch
-from llmsup.strays import LOOK_PERIOD_S, Strays
+from llmsup.strays import LOOK_PERIOD_S, AtLast, Strays
 from llmsup.succession import Succession
 from llmsup.supervisor import Supervisor
 from llmsup.units import GATEWAY
@@ -52,22 +52,24 @@ class Departures:
         """See off what an earlier daemon started and this one did not adopt."""
         everything = tuple(found)
         strays = taken.strays - self._retire_earlier(everything, taken)
+        names = {each.mark: each.service for each in everything}
         on_card = {each.mark: each.service for each in everything if may_use_card(each.grant)}
         self._strays.note(strays, on_card)
         if strays:
-            self._keep(self._end_strays(everything, is_routed=GATEWAY in taken.adopted))
+            services = {mark: name for mark, name in names.items() if mark in strays}
+            self._keep(self._end(services, is_routed=GATEWAY in taken.adopted))
 
     def see_off(self, service: Service, launch: Launch | None) -> None:
         """End a process whose place was taken, once it has no clients any more."""
         name, unit = service.name, self._supervisor.keepers[service.name].unit
         its_mark = unit.generation_mark(service.generation)
 
-        async def save(mark: str) -> None:
-            if mark == its_mark and not self._is_ending():
+        async def save(_mark: str) -> None:
+            if not self._is_ending():
                 await self._warmth.save(service, launch)
 
         self._strays.note([its_mark], {its_mark: name})
-        self._keep(self._strays.end(lambda _: self._drain_timeout_s(name), save))
+        self._keep(self._end({its_mark: name}, save, is_routed=True))
 
     def _retire_earlier(self, found: Iterable[Found], taken: Takeover) -> frozenset[str]:
         """Let Envoys that were succeeded, or were about to be, finish. Returns their marks."""
@@ -81,15 +83,20 @@ class Departures:
                     retired.add(each.mark)
         return frozenset(retired)
 
-    async def _end_strays(self, found: Iterable[Found], *, is_routed: bool) -> None:
-        """End what is not kept; where the gateway is alive, once it sends it nothing more."""
+    async def _end(
+        self, services: Mapping[str, str], at_last: AtLast | None = None, *, is_routed: bool
+    ) -> None:
+        """End the services of these marks; where the gateway is alive, once it sends them nothing
+        more.
+        """
         deadline = time.monotonic() + ROUTED_TIMEOUT_S
         while is_routed and (self._is_unsettled() or not self._gateway.is_settled):
             if time.monotonic() >= deadline:
                 break
             await asyncio.sleep(LOOK_PERIOD_S)
-        services = {each.mark: each.service for each in found}
-        await self._strays.end(lambda mark: self._drain_timeout_s(services[mark]))
+        await self._strays.end(
+            services, lambda mark: self._drain_timeout_s(services[mark]), at_last
+        )
 
     def _drain_timeout_s(self, service: str) -> float:
         """How long the clients of a process that is not kept are waited for."""

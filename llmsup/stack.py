@@ -426,6 +426,7 @@ class Stack:
         self._refuse_once_handed_over()
         services = self._supervisor.services
         up = tuple(name for name in self._known(names) if not services[name].is_down)
+        self._switching.note_stop(names)
         self._keep(self._supervisor.stop_in_order(up, drain=not now))
         return Answer(changed=list(up), message=f"stopping {_listed(up)}" if up else "")
 

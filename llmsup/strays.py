@@ -49,13 +49,18 @@ class Strays:
         """Whether some were told to end, and have not ended yet."""
         return bool(self._told)
 
-    async def end(self, patience_s: Callable[[str], float], at_last: AtLast | None = None) -> None:
-        """End all. `patience_s(mark)`: how long their clients are waited for, in seconds.
+    async def end(
+        self,
+        marks: Iterable[str],
+        patience_s: Callable[[str], float],
+        at_last: AtLast | None = None,
+    ) -> None:
+        """End these. `patience_s(mark)`: how long their clients are waited for, in seconds.
 
         `at_last(mark)` is done once that is over.
         """
         async with asyncio.TaskGroup() as group:
-            for mark in sorted(self._left):
+            for mark in sorted(marks):
                 group.create_task(self._end(mark, patience_s(mark), at_last))
 
     async def _end(self, mark: str, patience_s: float, at_last: AtLast | None) -> None:

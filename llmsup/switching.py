@@ -6,7 +6,7 @@ that leaves a profile in which what ran before is what is wanted.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,6 +46,8 @@ from llmsup.understudy import Enter, Understudy
 log = logging.getLogger(__name__)
 
 FOREVER = 2**63
+SPARE_GENERATIONS = 100
+"""So often may what runs be restarted before its numbers meet that of a target beside it."""
 LOOK_PERIOD_S = 0.05
 TELL_PERIOD_S = 0.5
 
@@ -61,6 +63,7 @@ class Switch:
     phase: Phase = Phase.CHECKING
     beside: Beside | None = None  # how the target fits beside what runs
     holds_card: bool = False  # nobody else may be placed meanwhile
+    is_called_off: bool = False  # an operator stopped the target
     took_bytes: int | None = None  # of the card, beside what runs
     understudy: Understudy | None = None
     first_generation: int = 0  # that is the target
@@ -109,6 +112,7 @@ class Switching:
         self._save = save
         self._clock = asyncio.get_running_loop().time
         self._woken = asyncio.Event()
+        self._last_beside: dict[str, int] = {}  # by service, the generation that was tried so
         self.current: Switch | None = None
 
     def require_idle(self) -> None:
@@ -162,6 +166,12 @@ class Switching:
         """A service is another one now."""
         self._woken.set()
 
+    def note_stop(self, services: Collection[str]) -> None:
+        """An operator stops these, and has the last word."""
+        if self.current is not None and self.current.change.target in services:
+            self.current.is_called_off = True
+            self._woken.set()
+
     async def run(self, switch: Switch) -> None:
         """Bring it to an end. Cancelled, it leaves the services as they are."""
         try:
@@ -175,7 +185,9 @@ class Switching:
                     break
                 event = await self._next_event(switch)
             self._end(switch, await self._result(switch))
+            self._withheld.pop(switch.change.target, None)
         except asyncio.CancelledError:
+            # What has not proved itself stays withheld: requests still come in.
             self._break_off(switch, "the stack stops")
             raise
         except Exception as error:
@@ -185,6 +197,7 @@ class Switching:
             elif switch.story.target in self._withheld:
                 await self._restore(switch)
             self._break_off(switch, f"{type(error).__name__}: {error}")
+            self._withheld.pop(switch.change.target, None)
 
     async def follow(self, switch: Switch) -> AsyncIterator[SwitchProgress | SwitchResult]:
         """How far it is, again and again, and what came of it at last."""
@@ -230,18 +243,38 @@ class Switching:
             await self._room.wait_calm()
             switch.holds_card = True
             switch.beside = await self._room.look(change)
-            # One more than the next, which what runs may need if it dies.
-            spare = int(switch.beside is not None and change.target in change.generations)
-            switch.first_generation = keeper.service.generation + 1 + spare
-            # From here on a daemon that is killed over it undoes it.
-            self._chosen.begin(change.target, switch.first_generation)
         except LlmsupError as error:
             return self._failed(switch, Event.REFUSED, error.message)
-        except OSError as error:
-            return self._failed(switch, Event.REFUSED, f"nothing can be remembered of it: {error}")
         finally:
             switch.holds_card = switch.beside is not None and change.target in change.generations
+        if self._is_called_off(switch):
+            return Event.STOPPED
+        if keeper.service.missing:
+            why = f"it would wait for {', '.join(keeper.service.missing)} to be ready"
+            return self._failed(switch, Event.REFUSED, why)
+        switch.first_generation = self._next_generation(switch)
+        try:
+            # From here on a daemon that is killed over it undoes it.
+            self._chosen.begin(change.target, switch.first_generation)
+        except OSError as error:
+            return self._failed(switch, Event.REFUSED, f"nothing can be remembered of it: {error}")
         return Event.ACCEPTED if switch.beside is None else Event.FITS_BESIDE
+
+    def _next_generation(self, switch: Switch) -> int:
+        """That of the target. Beside its service, no other process has ever had the number."""
+        target = switch.change.target
+        generation = self._supervisor.services[target].generation + 1
+        if switch.beside is None or target not in switch.change.generations:
+            return generation
+        generation = max(generation + SPARE_GENERATIONS, self._last_beside.get(target, 0) + 1)
+        self._last_beside[target] = generation
+        return generation
+
+    def _is_called_off(self, switch: Switch) -> bool:
+        """Whether nothing is to be started any more, by an operator's word."""
+        target = switch.change.target
+        was_up, service = target in switch.change.generations, self._supervisor.services[target]
+        return switch.is_called_off or (was_up and service.want is Want.DOWN)
 
     async def _next_event(self, switch: Switch) -> Event:
         while True:
@@ -259,7 +292,7 @@ class Switching:
             why = "; ".join(f"{each.name}: {each.why}" for each in returning if each.why)
             switch.story = replace(switch.story, why_lost=why)
             return event
-        if services[change.target].want is Want.DOWN:
+        if switch.is_called_off or services[change.target].want is Want.DOWN:
             return Event.STOPPED
         service, last_generation = self._target(switch).service, switch.first_generation - 1
         look = observe_beside if switch.phase in BESIDE else observe
@@ -362,15 +395,18 @@ class Switching:
         if understudy is not None:
             await understudy.end()
             switch.understudy = None
-        else:
+        elif target not in switch.change.generations:
             self._put_in_force(target, switch.change.old)
             await self._supervisor.stop_in_order([target], drain=False)
         switch.holds_card = False
 
     async def _replace(self, switch: Switch) -> None:
         change = switch.change
-        if switch.understudy is not None:
+        if switch.beside is not None:  # where that was too small for it
             await self._drop(switch)
+            switch.beside = None
+        if self._is_called_off(switch):
+            return
         switch.spawned_at = switch.proof = None
         target = self._supervisor.keepers[change.target]
         switch.first_generation = target.service.generation + 1
@@ -378,6 +414,8 @@ class Switching:
         self._withheld[change.target] = range(switch.first_generation, FOREVER)
         self._put_in_force(change.target, change.new)
         await self._supervisor.stop_in_order(change.leaving)
+        if self._is_called_off(switch):
+            return
         if target.service.want is Want.UP:
             self._supervisor.restart(change.target)
         else:
@@ -465,9 +503,8 @@ class Switching:
         self._end(switch, {**result, "success": False})
 
     def _end(self, switch: Switch, result: SwitchResult) -> None:
-        if switch.phase is not Phase.SWITCHED:
-            self._remember(None)
-        self._withheld.pop(switch.change.target, None)
+        if self._chosen.choice.unfinished:  # nothing was chosen, or it could not be written
+            self._remember(switch.change.choice if result["success"] else None)
         self.current = None
         log.info("switch: %s", result["message"])
         self._journal.write("switch", service=switch.story.target, why=result["message"])

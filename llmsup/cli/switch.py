@@ -39,7 +39,7 @@ def switch(target: str, model: str | None, *, as_json: bool) -> None:
         for line in lines(result):
             terminal.show(line)
     if not result["success"]:
-        whose = "SERVICE" if result["service"] is None else target
+        whose = result["service"] or "SERVICE"
         raise LlmsupError(result["message"], hint=f"llmsup why {whose}; llmsup logs {whose}")
 
 

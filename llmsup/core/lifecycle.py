@@ -339,6 +339,11 @@ def _succeed(service: Service, event: Succeeded, now: float) -> Step:
     return succeeded, ()
 
 
+def _succeed_wanted(service: Service, event: Succeeded, now: float) -> Step:
+    """In the place of one that waits for its dependencies. A stop has the last word."""
+    return _succeed(service, event, now) if service.want is Want.UP else (service, ())
+
+
 def _end_drain(service: Service, event: Drained | TimerElapsed, now: float) -> Step:
     why = _asked(service.want)
     if isinstance(event, TimerElapsed):
@@ -386,7 +391,7 @@ RULES: dict[State, dict[type[Event], Rule]] = {
         BecameReady: _ignore,
         BecameUnready: _ignore,
         Hung: _ignore,
-        Succeeded: _ignore,
+        Succeeded: _succeed_wanted,
         Progressed: _ignore,
         Drained: _ignore,
         TimerElapsed: _ignore,

@@ -69,6 +69,7 @@ class Action(Enum):
 
 RULES: Mapping[Phase, Mapping[Event, tuple[Phase, Action]]] = {
     Phase.CHECKING: {
+        Event.STOPPED: (Phase.ABANDONED, Action.NONE),
         Event.ACCEPTED: (Phase.LEAVING, Action.REPLACE),
         Event.FITS_BESIDE: (Phase.LOADING_BESIDE, Action.START_BESIDE),
         Event.FOUND_SERVING: (Phase.SWITCHED, Action.KEEP),
@@ -133,6 +134,8 @@ def observe(service: Service, last_generation: int) -> Event | None:
     """
     if service.want is Want.DOWN:
         return Event.STOPPED
+    if is_blocked(service):
+        return Event.FAILED
     if service.generation <= last_generation:
         return None
     death = service.death
@@ -144,6 +147,11 @@ def observe(service: Service, last_generation: int) -> Event | None:
     if service.state in {State.READY, State.UNREADY}:
         return Event.BECAME_READY
     return Event.SPAWNED if service.pid is not None else None
+
+
+def is_blocked(service: Service) -> bool:
+    """Whether it is not started because of what it depends on."""
+    return service.want is Want.UP and service.state is State.STOPPED and bool(service.missing)
 
 
 def observe_beside(service: Service, last_generation: int) -> Event | None:
@@ -165,7 +173,8 @@ def observe_return(services: Iterable[Service], generations: Mapping[str, int]) 
     if any(each.want is Want.DOWN for each in found):
         return Event.STOPPED
     renewed = [each for each in found if each.generation > generations[each.name]]
-    if any(each.state in {State.BACKOFF, State.FAILED} for each in renewed):
+    has_failed = any(each.state in {State.BACKOFF, State.FAILED} for each in renewed)
+    if has_failed or any(map(is_blocked, found)):
         return Event.FAILED
     is_back = len(renewed) == len(found) and all(each.state is State.READY for each in found)
     return Event.RETURNED if is_back else None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from llmsup.core.service import Service, State, Want
-from llmsup.core.switching import Event, observe
+from llmsup.core.switching import Event, is_blocked, observe
 
 _SERVING = frozenset({State.READY, State.UNREADY})
 
@@ -56,10 +56,14 @@ def judge(
     `last`: the last generation under the other profile, of those that are started or replaced;
     `is_rolling`: whether some have yet to be. `faults`: of their models, what a look at the server
     found, empty for nothing, None for none yet. A model fails with its first death. The others have
-    a restart policy for that, and so has what was not touched. Who is not wanted is not waited for.
+    a restart policy for that, and so has what was not touched. Who is not wanted is not waited for,
+    and who depends on one that is not waited for fails.
     """
     wanted = [each for each in services if each.want is Want.UP]
+    coming = frozenset(each.name for each in wanted)
     for each in wanted:
+        if is_blocked(each) and coming.intersection(each.missing):
+            continue
         if reason := _failure(each, last, faults):
             return Failed(f"{each.name}: {reason}")
     for each in wanted:
@@ -76,6 +80,8 @@ def _failure(
     service: Service, last: Mapping[str, int], faults: Mapping[str, str | None]
 ) -> str | None:
     why = service.why or f"it is {service.state.value}"
+    if is_blocked(service):
+        return why
     if service.name not in faults:
         return why if service.state is State.FAILED else None
     if observe(service, last[service.name]) is not Event.FAILED:

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def expect_whole(home: Home, model: str) -> None:
     wait_until(lambda: serves(home)["chat"] == model, f"{model}: {serves(home)}")
     settled(home)
     assert ask(home)[1]["x-llmsup-service"] == "chat"
-    assert '"unfinished":{"' not in home.paths.choices.read_text()
+    choices = home.paths.choices
+    assert not choices.exists() or '"unfinished":{"' not in choices.read_text()
     after = switch(home, model=another(home, "next"))
     assert (after["success"], after["current_model"]) == (True, "next.gguf"), after
     assert serves(home)["chat"] == "next.gguf"
@@ -294,6 +296,57 @@ def test_a_stop_has_the_last_word(home: Home, cards: StubCards) -> None:
     home.wait_state("chat", "stopped")
     Client(home.paths).start(["chat"])
     expect_whole(home, "model.gguf")
+
+
+def test_a_stop_has_the_last_word_before_anything_is_done_too(home: Home, cards: StubCards) -> None:
+    """Given a card that another load is not done with: so long the switch only looks."""
+    stack(home, env={"LOADS_S": "1.5"})
+    model, results = another(home, "b"), list[SwitchResult]()
+    Client(home.paths).restart(["code"])
+    home.wait_state("code", "starting")
+    thread = threading.Thread(target=lambda: results.append(switch(home, model=model)))
+    thread.start()
+    wait_until(lambda: refuses_another(home), "the switch")
+    Client(home.paths).stop(["chat"])
+    thread.join()
+    assert results[0]["message"] == "chat was stopped while it was switched to b.gguf"
+    home.wait_state("chat", "stopped")
+    assert len(processes(home, "chat")) == 0
+    Client(home.paths).start(["chat"])
+    expect_whole(home, "model.gguf")
+
+
+def refuses_another(home: Home) -> bool:
+    try:
+        switch(home, "chat", Path("/nowhere.gguf"))
+    except LlmsupError as error:
+        return "being switched" in error.message
+    return False
+
+
+def test_what_would_wait_for_another_service_is_not_switched(home: Home, cards: StubCards) -> None:
+    stack(home)
+    depend_on_code(home)
+    before = home.service("chat")
+    Client(home.paths).stop(["code"])
+    home.wait_state("code", "stopped")
+    refused = switch(home, model=another(home, "b"))
+    assert refused["message"] == (
+        "chat was not switched to b.gguf: it would wait for code to be ready; "
+        "nothing was changed, chat (model.gguf) serves as before"
+    )
+    assert home.service("chat")["pid"] == before["pid"]
+    Client(home.paths).start(["code"])
+    home.wait_state("code", "ready")
+    expect_whole(home, "model.gguf")
+
+
+def depend_on_code(home: Home) -> None:
+    text = home.profile.read_text()
+    home.write(text.replace("[service.chat]\n", '[service.chat]\ndepends_on = ["code"]\n'))
+    assert home.cli("reload").returncode == 0
+    home.wait_state("chat", "ready")
+    home.wait_state("code", "ready")
 
 
 # --- kill -9 in the middle
@@ -613,6 +666,48 @@ def test_what_dies_while_another_loads_beside_it_is_started_again(
     assert "current model  b.gguf" in out
     wait_until(lambda: len(processes(home, "chat")) == 1, "the end of what ran before")
     expect_whole(home, "b.gguf")
+
+
+def test_it_takes_the_place_of_one_that_waits_for_another_service(
+    home: Home, cards: StubCards
+) -> None:
+    stack_with_room(home, env={"LOADS_S": "1.5"})
+    depend_on_code(home)
+    asking = begin_beside(home, another(home, "b"))
+    Client(home.paths).stop(["code"])
+    home.wait_state("code", "stopped")
+    os.kill(home.service("chat")["pid"], signal.SIGKILL)
+    home.wait_state("chat", "stopped")
+    said = asking.communicate(timeout=60)[1]
+    assert asking.returncode == 0, said
+    assert home.service("chat")["state"] == "ready"
+    assert len(processes(home, "chat")) == 1
+    Client(home.paths).start(["code"])
+    home.wait_state("code", "ready")
+    expect_whole(home, "b.gguf")
+
+
+def test_what_is_restarted_again_and_again_meanwhile_is_not_taken_for_the_other(
+    home: Home, cards: StubCards
+) -> None:
+    """Its numbers go on, and none of them is that of the one beside it."""
+    stack_with_room(home, env={"LOADS_S": "3"})
+    asking = begin_beside(home, another(home, "b"))
+    (new,) = {each.pid for each in processes(home, "chat")} - {home.service("chat")["pid"]}
+    for _ in range(3):
+        last = home.service("chat")["generation"]
+        Client(home.paths).restart(["chat"], now=True)
+        wait_until(partial(is_later, home, last), "the next generation")
+    said = asking.communicate(timeout=60)[1]
+    assert asking.returncode == 0, said
+    now = home.wait_state("chat", "ready")
+    assert (now["pid"], now["model"]) == (new, "b.gguf")
+    wait_until(lambda: len(processes(home, "chat")) == 1, "nothing else")
+    expect_whole(home, "b.gguf")
+
+
+def is_later(home: Home, generation: int) -> bool:
+    return int(home.service("chat")["generation"]) > generation
 
 
 @pytest.mark.parametrize("victim", ["daemon", "new server", "gateway"])

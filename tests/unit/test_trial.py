@@ -57,6 +57,13 @@ def test_a_model_fails_with_its_first_death_and_the_others_when_they_give_up() -
         assert judged(given_up) == Failed(f"{name}: 5 deaths within 10m")
 
 
+@pytest.mark.parametrize("name", ["chat", "rag", "embedding"])
+def test_who_depends_on_one_that_is_not_waited_for_fails(name: str) -> None:
+    waits = service(name, State.STOPPED, missing=("qdrant",), why="waits for qdrant to be ready")
+    assert judged(waits) == Failed(f"{name}: waits for qdrant to be ready")
+    assert judged(waits, service("qdrant", State.STARTING)) == Pending()
+
+
 def test_a_model_that_is_not_placed_fails_with_the_arithmetic() -> None:
     refused = service("chat", State.FAILED, 4, why="4000 MiB needed, 900 MiB free")
     assert judged(refused, fault=None) == Failed("chat: 4000 MiB needed, 900 MiB free")
