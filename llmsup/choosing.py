@@ -17,6 +17,7 @@ from llmsup.config.wording import quoted
 from llmsup.core.service import Service, Want
 from llmsup.errors import ConfigError, UsageError
 from llmsup.host import choices
+from llmsup.units import takes_turns
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def propose(
     else:
         file = _file(model, loaded)
         models[target] = str(file)
-    is_single = profile.mode == "single" and not spec.pinned
+    is_single = target in takes_turns(profile)
     flags = keys_of(loaded.overrides)
     for key, is_changed in (
         (("service", target, "model"), str(file) != spec.model),
@@ -100,25 +101,26 @@ def _change(
     services: Mapping[str, Service],
 ) -> Change:
     profile = loaded.profile
-    is_single = profile.mode == "single" and not spec.pinned
+    is_single = target in takes_turns(profile)
     new_profile = structs.replace(
         profile,
         active=target if is_single else profile.active,
         service=profile.service | {target: structs.replace(spec, model=str(file))},
     )
+    new = replace(loaded, profile=new_profile)
+    return as_of(Change(target, file, loaded, new, choice, (), {}), services)
+
+
+def as_of(change: Change, services: Mapping[str, Service]) -> Change:
+    """The change as it is with these services."""
+    target, profile = change.target, change.old.profile
+    takers = takes_turns(profile)
     up = [name for name, service in services.items() if service.want is Want.UP]
-    leaving = tuple(name for name in up if is_single and _gives_way(name, target, profile))
-    return Change(
-        target=target,
-        model=file,
-        old=loaded,
-        new=replace(loaded, profile=new_profile),
-        choice=choice,
-        leaving=leaving,
-        generations={
-            name: services[name].generation for name in up if name in leaving or name == target
-        },
-    )
+    leaving = tuple(name for name in up if target in takers and name in takers and name != target)
+    generations = {
+        name: services[name].generation for name in up if name in leaving or name == target
+    }
+    return replace(change, leaving=leaving, generations=generations)
 
 
 def profile_file(target: str, model: str | None, loaded: Loaded, home: Paths) -> Path | None:
@@ -153,11 +155,6 @@ def _spec(target: str, profile: Profile, home: Paths) -> LlamaServer:
         raise UsageError(f"{target} has no model to be switched", hint=hint)
     others = ", ".join(each.name for each in profiles.available(home.config))
     raise UsageError(f"no service or profile {quoted(target)}", hint=f"{hint}; profiles: {others}")
-
-
-def _gives_way(name: str, target: str, profile: Profile) -> bool:
-    spec = profile.service.get(name)
-    return name != target and isinstance(spec, LlamaServer) and not spec.pinned
 
 
 def _expected(

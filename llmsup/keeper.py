@@ -436,6 +436,7 @@ class Keeper:
         cause = diagnosis.cause
         is_starting = self.service.state is State.STARTING
         if is_starting and not is_remedied and self._warmth.was_fed(self.service):
+            self._warmth.distrust(self.service)
             cause, is_permanent, is_remedied = Cause.PROMPT_CACHE, False, True
             reason = f"{reason}; it had got back what was kept of its prompt cache"
         exited = events.Exited(

@@ -39,11 +39,11 @@ def app(routes: Sequence[Route], stack: Stack) -> Starlette:
     """The application. A model is loaded and unloaded in the first service of its route."""
     first = {name: route.services[0] for route in routes for name in route.names}
 
-    async def load(service: str) -> Response:
+    def load(service: str) -> Response:
         is_changed = stack.start((service,))["changed"]
         return _done() if is_changed else _refused(400, "model is already running")
 
-    async def unload(service: str) -> Response:
+    def unload(service: str) -> Response:
         is_changed = stack.stop((service,), now=False)["changed"]
         return _done() if is_changed else _refused(400, "model is not running")
 
@@ -56,7 +56,7 @@ def app(routes: Sequence[Route], stack: Stack) -> Starlette:
 
 
 def _of_model(
-    first: Mapping[str, str], act: Callable[[str], Awaitable[Response]]
+    first: Mapping[str, str], act: Callable[[str], Response]
 ) -> Callable[[Request], Awaitable[Response]]:
     """Has `act` done with the service of the model that the body names."""
 
@@ -68,13 +68,13 @@ def _of_model(
                 return _refused(413, f"the body is larger than {BODY_MAX_BYTES} bytes")
         try:
             model = msgspec.json.decode(bytes(body), type=_Asked).model
-        except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
             return _refused(400, f'expected {{"model": NAME}}: {problem}')
         if model not in first:
             known = ", ".join(first)
             return _refused(404, f"model is not found; known models: {known}", "model_not_found")
         try:
-            return await act(first[model])
+            return act(first[model])
         except LlmsupError as problem:
             return _refused(503, problem.message)
 

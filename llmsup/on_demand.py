@@ -31,7 +31,7 @@ class OnDemand:
     """What the activator asks, and the watch over idle services.
 
     `services` as requests meet them; `expected`: those that a switch is about to bring up. `swaps`
-    has those that a request swaps in.
+    has those that a request swaps in. `is_unsettled`: whether no list is written yet.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class OnDemand:
         *,
         services: Callable[[], Mapping[str, Service]],
         expected: Callable[[], Collection[str]],
+        is_unsettled: Callable[[], bool],
     ) -> None:
         self._supervisor = supervisor
         self._gateway = gateway
@@ -54,6 +55,7 @@ class OnDemand:
         self._swaps = swaps
         self._services = services
         self._expected = expected
+        self._is_unsettled = is_unsettled
         self._clock = asyncio.get_running_loop().time
         self._activities: dict[str, Activity] = {}
         self._asleep: dict[str, str] = {}  # who was unloaded, and why
@@ -63,6 +65,9 @@ class OnDemand:
         self._names = on_demand(profile)
         self._takers = takes_turns(profile).keys()
         self._ttls_s = ttls_s(profile)
+        self._activities = {
+            name: each for name, each in self._activities.items() if name in self._names
+        }
         self._swaps.take(profile)
 
     # --- for the activator
@@ -73,7 +78,9 @@ class OnDemand:
         if expected:
             # A switch of single mode knows what else was up when it began: it stays so to its end.
             expected |= self._names & self._takers
-        return demand.answer(route, self._services(), self._names, expected, self._swaps.turns)
+        found = demand.answer(route, self._services(), self._names, expected, self._swaps.turns)
+        # A service that is ready is not on the lists yet.
+        return demand.Hold() if isinstance(found, demand.Repeat) and self._is_unsettled() else found
 
     def load(self, service: str) -> None:
         """Want this service up."""
@@ -153,12 +160,10 @@ class OnDemand:
 
     async def keep(self) -> None:
         """Unload what is idle, until cancelled."""
-        if not self._names:
-            return
-        period_s = min(self._ttls_s.values(), default=inf) / LOOKS_PER_TTL
         while True:
+            period_s = min(self._ttls_s.values(), default=inf) / LOOKS_PER_TTL
             await asyncio.sleep(min(max(period_s, LOOK_PERIOD_MIN_S), LOOK_PERIOD_MAX_S))
-            if await self.look() and not self._expected():
+            if self._names and await self.look() and not self._expected():
                 self._unload_idle()
 
     async def look(self) -> bool:

@@ -48,22 +48,18 @@ class Publication:
 
     def bring_up_to_date(self) -> None:
         """Have the gateway write what differs from what it wrote before."""
-        services = {name: keeper for name, keeper in self._keepers.items() if name != GATEWAY}
+        services = self.services
         members = {
-            name: Member(
-                Endpoint("127.0.0.1", keeper.port),
-                self._state(keeper.service),
-                is_cold=self._is_cold(keeper.service),
-            )
-            for name, keeper in services.items()
-            if keeper.port is not None
+            name: Member(Endpoint("127.0.0.1", port), service.state, is_cold=self._is_cold(service))
+            for name, service in services.items()
+            if (port := self._keepers[name].port) is not None
         }
         not_ready = tuple(
             name
-            for name, keeper in services.items()
-            if keeper.service.want is Want.UP
-            and self._state(keeper.service) is not State.READY
-            and not self._is_cold(keeper.service)  # which is nothing amiss
+            for name, service in services.items()
+            if service.want is Want.UP
+            and service.state is not State.READY
+            and not self._is_cold(service)  # which is nothing amiss
         )
         statuses = {route.name: self._status(route) for route in self._routes}
         for route in self._gateway.publish(members, not_ready, statuses):

@@ -12,7 +12,7 @@ from llmsup.core import offload
 from llmsup.core.device import Device, Reading
 from llmsup.core.grant import Grant
 from llmsup.core.leases import LEAST_SHARE
-from llmsup.core.service import Service, State
+from llmsup.core.service import Service, State, Want
 from llmsup.errors import NoRoomError
 from llmsup.host import procfs
 from llmsup.placing import Placing, Sizer
@@ -70,7 +70,13 @@ class Room:
     @property
     def _is_calm(self) -> bool:
         leases = self._gate.leases
-        return not leases.is_taken and not leases.waiting and leases.returning is None
+        # What is on its way down has its memory to the end.
+        is_anybody_leaving = any(
+            leases.holds(name) and service.want is Want.DOWN and not service.is_down
+            for name, service in self._services().items()
+        )
+        is_loading = leases.is_taken or bool(leases.waiting)
+        return not is_loading and leases.returning is None and not is_anybody_leaving
 
     async def look(self, change: Change) -> Beside | None:
         """What the target may have beside what runs; None where that has to give way first.

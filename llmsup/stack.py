@@ -26,7 +26,7 @@ from llmsup.bookkeeping import Books
 from llmsup.card_gate import CardGate
 from llmsup.card_news import CardNews
 from llmsup.card_watch import CardWatch
-from llmsup.choosing import Change, Chosen, profile_file, propose, propose_swap
+from llmsup.choosing import Change, Chosen, as_of, profile_file, propose, propose_swap
 from llmsup.chronicle import Chronicle
 from llmsup.config.files import digest
 from llmsup.config.listen import parse_listen
@@ -88,7 +88,6 @@ EVENTS_KEEP = 3
 IN_FLIGHT_PERIOD_S = 0.02
 SETTLE_TIMEOUT_S = 3.0
 FIRST_READING_TIMEOUT_S = 1.0
-CONFIRM_TIMEOUT_S = 2.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
 """Those that the daemon answers. They are blocked while one takes the place of another."""
@@ -215,6 +214,7 @@ class Stack:
             self._swaps,
             services=lambda: self._publication.services,
             expected=lambda: self._switching.expected | self._profiles.expected,
+            is_unsettled=lambda: bool(self._unsettled),
         )
         self.activator = Activator(
             routes, self._on_demand, profile.gateway.hold_timeout_s, models_api.app(routes, self)
@@ -474,7 +474,7 @@ class Stack:
             home=self._paths,
         )
         self._refuse_while_ending()
-        return self._switching.follow(self._begin(change))
+        return self._switching.follow(self._begin(as_of(change, self._supervisor.services)))
 
     def _swap(self, target: str) -> asyncio.Future[SwitchResult]:
         """Have a service take the place of the model that is up. Raises LlmsupError."""
@@ -490,6 +490,9 @@ class Stack:
         Raises LlmsupError where they cannot be.
         """
         services, others = self._supervisor.services, away(self._loaded.profile)
+        takers = takes_turns(self._loaded.profile)
+        if any(name in takers and services[name].want is Want.DOWN for name in names):
+            self._refuse_while_switching()  # that one knows what is up, and has it leave
         swapped = {name for name in names if name in others and services[name].want is Want.DOWN}
         for name in swapped:
             self._swap(name)
@@ -657,6 +660,7 @@ class Stack:
         self._unsettled.difference_update(names)
         self._publish()
         if not self._unsettled:
+            self.activator.note_change()
             self._rolls.replace_outdated()
 
     async def _succeed(self, name: str) -> bool:
@@ -810,7 +814,7 @@ class Stack:
 
     def _keep_switch(self, work: Coroutine[object, object, None]) -> None:
         self._switch = self._keep(work)
-        self._switch.add_done_callback(lambda _: self.activator.note_change())
+        self._switch.add_done_callback(lambda _: self._note_turns())
         self._switch.add_done_callback(lambda _: self._swaps.wake())
 
     def _keep(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:

@@ -113,8 +113,8 @@ class Swaps:
 
     def _present(self, services: Mapping[str, Service]) -> Present | None:
         service = services.get(active(self._profile))
-        if service is None or service.want is Want.DOWN:
-            return None
+        if service is None or (service.want is Want.DOWN and service.is_down):
+            return None  # on its way down it has its memory still
         since = self.since.get(service.name)
         return Present(service.name, since, is_failing=service.state in NOT_COMING)
 

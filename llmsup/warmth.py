@@ -55,6 +55,7 @@ class Warmth:
         self._saves: tuple[Saved, ...] = ()
         self._unfit: set[str] = set()  # keys of servers that begin anew in spite of it
         self._counts: dict[str, tuple[int, int]] = {}  # by service: generation, tokens
+        self._fed: dict[str, frozenset[str]] = {}  # by service: the keys of what it got last
         self._has_saves = asyncio.Event()
 
     def begin(self, services: Collection[str]) -> None:
@@ -80,6 +81,10 @@ class Warmth:
     def was_fed(self, service: Service) -> bool:
         """Whether its process was given anything back, whatever it made of it."""
         return self._counts.get(service.name, (0, 0))[0] == service.generation
+
+    def distrust(self, service: Service) -> None:
+        """It may have died of what it was given: the next one like it begins anew."""
+        self._unfit |= self._fed.get(service.name, frozenset())
 
     # --- saving
 
@@ -188,13 +193,11 @@ class Warmth:
         self._take([each for each in self._saves if each not in saves])
         count = 0
         self._counts[service.name] = (service.generation, count)
+        self._fed[service.name] = frozenset(each.key for each in saves)
         try:
             async with asyncio.timeout(PUT_BACK_TIMEOUT_S):
                 for each in saves:
                     count += await self._put_back(port, each)
-        except (asyncio.CancelledError, ConnectionError):
-            self._unfit.update(each.key for each in saves)  # it may have died of it
-            raise
         finally:
             slot_files.remove(self._directory, [each.file for each in saves])
             self._counts[service.name] = (service.generation, count)

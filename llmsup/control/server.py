@@ -10,7 +10,8 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
-BACKLOG = 128
+BACKLOG = 4096
+"""All requests that may be held come again at once to a daemon that takes over."""
 GRACE_S = 1
 
 

@@ -105,7 +105,8 @@ async def _switch_model(call: Call) -> Reply:
         "profile": result["profile"],
     }
     if not result["success"]:
-        document["hint"] = f"the tool why tells of {given.model_type}; get_status shows it"
+        whose = result["service"] or "a service"
+        document["hint"] = f"the tool why tells of {whose}; get_status shows all"
     return Reply(document, is_error=not result["success"])
 
 
@@ -133,7 +134,8 @@ async def _plan(call: Call) -> Reply:
     source = [] if given.profile is None else [given.profile]
     said = await command.run("plan", JSON_OPTION, *argv, "--", *source)
     notes = {"refusal": said.error, "hint": said.hint, "notes": one_line(said.words)}
-    return Reply({**said.json(), **{name: text for name, text in notes.items() if text}})
+    document = {**said.json(), **{name: text for name, text in notes.items() if text}}
+    return Reply(document | ({"fits": False} if said.error else {}))
 
 
 async def _why(call: Call) -> Reply:

@@ -255,6 +255,8 @@ def test_plans_that_fit_and_that_do_not_are_answers(home: Home, cards: StubCards
         )
         assert too_small["fits"] is False
         assert too_small["refusal"]
+        gone = await good(client, "plan", overrides=["service.code.model=gone.gguf"])
+        assert (gone["fits"], "gone.gguf" in gone["refusal"]) == (False, True)
 
     talk(home, session)
 

@@ -277,6 +277,29 @@ def test_a_held_request_outlives_a_reload_of_the_daemon(home: Home) -> None:
     assert home.service("chat")["generation"] == 1
 
 
+def test_who_becomes_ready_while_a_new_daemon_finds_its_bearings_answers_who_waits(
+    home: Home,
+) -> None:
+    """Given another server that is adopted, and not ready for longer."""
+    (port,) = free_ports(1)
+    slow = stub("upstream.py", "--port", port, "--name", "code", "--load-s", 8)
+    write(home, "chat", load_s=2)
+    text = home.profile.read_text()
+    slower = home.command(
+        "code", slow, port=port, readiness={"http_get": "/health"}, start="on-demand"
+    )
+    home.write(f'{text}{slower}[route."code-7b"]\nservices = ["code"]\n')
+    home.start()
+    with client(home) as api, ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask, api, model) for model in ("code-7b", "chat-7b")]
+        home.wait_state("code", "starting")
+        home.wait_state("chat", "starting")
+        assert home.cli("restart", "--daemon").returncode == 0
+        late = pool.submit(ask, api)
+        assert [each.result(60).status_code for each in (*asking, late)] == [200] * 3
+    assert home.service("chat")["generation"] == 1
+
+
 def test_a_gateway_killed_while_it_holds_leaves_nothing_that_waits(home: Home) -> None:
     """The clients are cut off by its death; the load goes on, and the next request is answered."""
     write(home, "chat", load_s=2)

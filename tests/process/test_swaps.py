@@ -359,6 +359,51 @@ def test_one_that_is_idle_is_unloaded_and_either_comes_back(home: Home, cards: S
             home.wait_state(name, "stopped")
 
 
+def test_one_that_is_swapped_in_later_is_unloaded_when_it_is_idle(
+    home: Home, cards: StubCards
+) -> None:
+    """Given a daemon that found nothing to watch when it began."""
+    stack(home, {}, {"ttl": "600ms", **ON_DEMAND})
+    with client(home) as api:
+        assert answered_by(ask(api, "code-7b")) == own("code")
+        why = home.wait_state("code", "stopped")["why"]
+        assert why == "unloaded after 600ms without a request; the next request loads it"
+
+
+def test_what_gave_way_in_use_is_not_told_to_be_idle(home: Home, cards: StubCards) -> None:
+    stack(home, {"ttl": "2s"}, {**ON_DEMAND, "ttl": "600ms"})
+    with client(home) as api:
+        wait_until(lambda: answered_by(ask(api, "chat")) == own("chat"), "chat is used")
+        for _ in range(20):  # it is seen to be
+            ask(api, "chat", delay_ms=50)
+        assert answered_by(ask(api, "code-7b")) == own("code")
+        for _ in range(25):
+            assert answered_by(ask(api, "code-7b", delay_ms=100)) == own("code")
+    unloaded = [each["service"] for each in home.events() if each["event"] == "unloaded"]
+    assert unloaded == []
+    assert home.service("chat")["why"] == "swapped in by a request"
+
+
+def test_the_other_waits_for_one_that_finishes_what_it_answers(
+    home: Home, cards: StubCards
+) -> None:
+    """Given a card with room for one of them."""
+    set_free(cards, 2000)
+    stack(home, {"gpu_layers": "all"}, {"gpu_layers": "all", **ON_DEMAND})
+    with client(home) as api, ThreadPoolExecutor(1) as pool:
+        last = pool.submit(ask, api, "chat", delay_ms=800)
+        wait_until(lambda: is_asked(home, "chat"), "the request is being answered")
+        Client(home.paths).stop(["chat"])
+        assert answered_by(ask(api, "code-7b")) == own("code")
+        assert answered_by(last.result(60)) == own("chat")
+    assert swaps(home) == ["code"]
+
+
+def is_asked(home: Home, name: str) -> bool:
+    told = httpx.get(f"http://127.0.0.1:{home.service(name)['port']}/stub").text
+    return "/v1/chat/completions" in told
+
+
 def test_a_stop_leaves_room_for_the_other(home: Home, cards: StubCards) -> None:
     """One that does not start on demand stays stopped; the other is swapped in at once."""
     stack(home, {}, ON_DEMAND)

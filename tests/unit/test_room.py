@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -14,7 +15,7 @@ from llmsup.config.choice import Choice
 from llmsup.config.load import Loaded
 from llmsup.config.schema import LlamaServer, Profile
 from llmsup.core.device import Device
-from llmsup.core.service import Service, State
+from llmsup.core.service import Service, State, Want
 from llmsup.errors import NoRoomError
 from llmsup.host import procfs
 from llmsup.room import Beside, Room
@@ -50,7 +51,8 @@ def change(new: Profile, generations: dict[str, int]) -> Change:
 async def stack(free_mib: int, *, is_ready: bool = True) -> Stack:
     """chat is up and has what is not free."""
     made = Stack(chat=10)
-    made.change("chat", state=State.READY if is_ready else State.BACKOFF, generation=1)
+    state = State.READY if is_ready else State.BACKOFF
+    made.change("chat", state=state, want=Want.UP, generation=1)
     made.take(6000 - free_mib)
     return made
 
@@ -90,6 +92,24 @@ def held(made: Stack, mib: int) -> None:
     asked = made.gate.recall("chat", "")[0]
     made.gate.adopt("chat", 1, asked, mib * MIB)
     made.gate.note_change(made.services["chat"], made.services["chat"])
+
+
+@in_a_loop
+async def test_what_is_on_its_way_down_has_its_memory_still() -> None:
+    made = await stack(FULL_MIB + 10)
+    held(made, 100)
+    assert await look(made) is not None
+    made.services["chat"] = replace(
+        made.services["chat"], state=State.DRAINING, want=Want.DOWN, pid=7
+    )
+    room = Room(made.gate, lambda: made.services, lambda _: made.sizer)
+    waiting = asyncio.create_task(room.wait_calm())
+    await asyncio.sleep(0)
+    assert await look(made) is None
+    assert not waiting.done()
+    made.services["chat"] = replace(made.services["chat"], state=State.STOPPED, pid=None)
+    async with asyncio.timeout(10):
+        await waiting
 
 
 @in_a_loop
