@@ -231,8 +231,9 @@ def _retry_policy(retry_on: str, services: int) -> Document:
         "retry_on": f"{retry_on},retriable-headers",
         "retriable_headers": [{"name": RETRY_HEADER, "present_match": True}],
         # Each service once, then the activator, and the first once more: a request that crashes
-        # servers was given six tries, and crashed each of two servers three times.
-        "num_retries": services + 1,
+        # servers was given six tries, and crashed each of two servers three times. At least three:
+        # each of the daemons of a profile's trial may hold it once.
+        "num_retries": max(services + 1, 3),
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.1s"},
         # Without it every retry goes to the upstream that has just died.
         "retry_priority": {

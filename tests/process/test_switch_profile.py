@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,19 @@ def test_a_profile_that_does_not_serve_gives_way_to_the_one_before(
     assert result["message"].endswith("; test serves again")
     assert (result["profile"], result["current_model"]) == ("test", "model.gguf")
     expect_old(home, before, count)
+
+
+def test_a_request_that_waits_is_handed_from_daemon_to_daemon(pair: Pair, home: Home) -> None:
+    """Given one that waits already for the only service of its route when the switch begins."""
+    pair.start(LOADS_S="2")
+    pair.offer(model=dying(home))
+    Client(home.paths).restart(["chat"])
+    home.wait_state("chat", "starting")
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(answered, home)
+        result = switch(home)
+        assert result["message"].endswith("; test serves again"), result
+        assert asking.result(60) == "model.gguf"
 
 
 def test_what_cannot_work_is_refused_and_changes_nothing(pair: Pair, home: Home) -> None:
