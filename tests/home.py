@@ -1,14 +1,16 @@
 """A private llmsup home for a test: profile, daemon, command line; no process stays behind."""
 
+import itertools
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,35 @@ REPOSITORY = Path(__file__).parents[1]
 STUBS = Path(__file__).parent / "stubs"
 LLMSUP = str(Path(sys.executable).with_name("llmsup"))
 DEADLINE_S = 30.0
+PORTS = 1000
+
+
+def _ports() -> Iterator[int]:
+    """Those of this worker, again and again.
+
+    The kernel gives out none of them: one that it gave was taken by a test of another worker before
+    this one listened there. Nor does llmsup, which begins at 20000.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first, skipped = 10000 + PORTS * (worker % 10), secrets.randbelow(PORTS)
+    return (first + (skipped + number) % PORTS for number in itertools.count())
+
+
+PORTS_IN_TURN = _ports()
 
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on; distinct."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    return list(itertools.islice(filter(_is_free, PORTS_IN_TURN), count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as candidate:
+        try:
+            candidate.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def wait_until(

@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from llmsup.host.fetch import fetch
 from llmsup.services.envoy import ALIVE_PATH, PARENT, Layout, launch, shared_memory
 from llmsup.services.envoy_admin import Clusters
 from llmsup.services.launch import Target, Via
+from tests.home import free_ports
 
 STUB = Path(__file__).parents[1] / "stubs" / "upstream.py"
 ROUTES = (
@@ -34,13 +34,6 @@ ROUTES = (
     Route('od"d %NAME% é', ("chat",)),
 )
 READY = {"chat": State.READY, "code": State.READY}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = 10.0) -> None:
@@ -111,7 +104,7 @@ class Stack:
         # A space in the path, because a home may have one.
         self.directory = Path(tempfile.mkdtemp(prefix="llmsup run "))
         self.log = self.directory / "output.log"
-        self.port = port or free_port()
+        self.port = port or free_ports(1)[0]
         self.holds = holds
         self.layout = Layout(self.directory / "gateway")
         listen = ("127.0.0.1", self.port)
@@ -126,7 +119,7 @@ class Stack:
     # --- processes
 
     def start_stub(self, name: str, *options: str) -> Stub:
-        port = self.stubs[name].port if name in self.stubs else free_port()
+        port = self.stubs[name].port if name in self.stubs else free_ports(1)[0]
         self.stubs[name] = Stub(name, port, self.log, *options)
         self.processes.append(self.stubs[name])
         return self.stubs[name]

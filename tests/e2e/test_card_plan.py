@@ -155,9 +155,10 @@ def test_running_out_while_it_works_is_answered_by_a_smaller_plan(
 ) -> None:
     """Given another program that takes all that is free, a prompt that needs more ends it.
 
-    The prompt waits for what comes after it.
+    The prompt waits for what comes after it. Nobody sees it coming.
     """
     stack(home, card, "chat")
+    home.write(home.profile.read_text().replace("[gpu]\n", '[gpu]\nrebalance = "off"\n'))
     home.start(timeout_s=LOAD_TIMEOUT_S)
     before = home.service("chat")
     card.take(int(card.free_mib))
