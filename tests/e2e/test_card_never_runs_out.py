@@ -22,7 +22,7 @@ from tests.e2e.small_card import (
 from tests.home import Home, wait_until
 from tests.standin import StandIn
 
-CAPS = int(os.environ.get("LLMSUP_CARD_CAPS", "4"))
+CAPS = int(os.environ.get("LLMSUP_CARD_CAPS", "6"))
 """`make card` tries thirty."""
 
 ROUTES = ("chat-3b", "code-7b")
