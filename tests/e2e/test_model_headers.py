@@ -52,7 +52,8 @@ def test_what_is_refused_for_certain_is_refused_by_the_engine(tmp_path: Path) ->
         found = outcome(content)
         if isinstance(found, ModelFileError) and found.is_certain:
             is_cut_off = found.flaw is Flaw.TRUNCATED and "tensors" in found.detail
-            assert is_cut_off or not is_read, (seed, found.message, content)
+            is_beyond_any_file = "its header tells of" in found.detail
+            assert is_cut_off or is_beyond_any_file or not is_read, (seed, found.message, content)
             refused += 1
         taken += isinstance(found, Header) and is_read
     assert min(taken, refused) > FILES // 10, "both are tried"
