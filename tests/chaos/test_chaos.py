@@ -19,7 +19,7 @@ from tests.chaos.stack import ChaosStack
 from tests.home import Home
 
 SEED = int(os.environ.get("LLMSUP_CHAOS_SEED", "1"))
-FAULTS = int(os.environ.get("LLMSUP_CHAOS_FAULTS", "8"))
+FAULTS = int(os.environ.get("LLMSUP_CHAOS_FAULTS", "12"))
 WHOLE_WITHIN_S = 20.0
 QUIET_WITHIN_S = 5.0
 QUIET_S = 0.3

@@ -112,7 +112,7 @@ def test_whatever_the_card_has_left_both_come_up_and_nobody_runs_out(
     """Given caps from "nothing fits" to "all fits", under each of which both models answer."""
     stack(home, card, "chat", "code")
     given = []
-    for cap_mib in (100, 280, 360, 450, 900):
+    for cap_mib in (100, 200, 280, 360, 450, 600, 900):
         card.give_back()
         card.take(5900 - cap_mib)
         home.start(timeout_s=LOAD_TIMEOUT_S)
