@@ -52,11 +52,10 @@ class Departures:
         """See off what an earlier daemon started and this one did not adopt."""
         everything = tuple(found)
         strays = taken.strays - self._retire_earlier(everything, taken)
-        names = {each.mark: each.service for each in everything}
         on_card = {each.mark: each.service for each in everything if may_use_card(each.grant)}
         self._strays.note(strays, on_card)
         if strays:
-            services = {mark: name for mark, name in names.items() if mark in strays}
+            services = {each.mark: each.service for each in everything if each.mark in strays}
             self._keep(self._end(services, is_routed=GATEWAY in taken.adopted))
 
     def see_off(self, service: Service, launch: Launch | None) -> None:

@@ -489,11 +489,12 @@ class Stack:
 
         Raises LlmsupError where they cannot be.
         """
-        services, others = self._supervisor.services, away(self._loaded.profile)
-        takers = takes_turns(self._loaded.profile)
-        if any(name in takers and services[name].want is Want.DOWN for name in names):
+        services, profile = self._supervisor.services, self._loaded.profile
+        down = {name for name in takes_turns(profile) if services[name].want is Want.DOWN}
+        down &= set(names)
+        if down:
             self._refuse_while_switching()  # that one knows what is up, and has it leave
-        swapped = {name for name in names if name in others and services[name].want is Want.DOWN}
+        swapped = down & away(profile)
         for name in swapped:
             self._swap(name)
         return tuple(name for name in names if name not in swapped)

@@ -71,6 +71,11 @@ class Switch:
     returning: dict[str, int] = field(default_factory=dict)
     proof: asyncio.Task[str] | None = None
 
+    @property
+    def has_two_of_target(self) -> bool:
+        """Whether what runs and what takes its place are the same service, both up."""
+        return self.beside is not None and self.change.target in self.change.generations
+
 
 class Switching:
     """The switches of one stack.
@@ -246,7 +251,7 @@ class Switching:
         except LlmsupError as error:
             return self._failed(switch, Event.REFUSED, error.message)
         finally:
-            switch.holds_card = switch.beside is not None and change.target in change.generations
+            switch.holds_card = switch.has_two_of_target
         if self._is_called_off(switch):
             return Event.STOPPED
         if keeper.service.missing:
@@ -264,7 +269,7 @@ class Switching:
         """That of the target. Beside its service, no other process has ever had the number."""
         target = switch.change.target
         generation = self._supervisor.services[target].generation + 1
-        if switch.beside is None or target not in switch.change.generations:
+        if not switch.has_two_of_target:
             return generation
         generation = max(generation + SPARE_GENERATIONS, self._last_beside.get(target, 0) + 1)
         self._last_beside[target] = generation

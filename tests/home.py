@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmsup.config.paths import Paths, paths
-from llmsup.host import leftovers
+from llmsup.host import leftovers, ports
 from llmsup.host.process import marked
 
 REPOSITORY = Path(__file__).parents[1]
@@ -41,16 +40,7 @@ PORTS_IN_TURN = _ports()
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on; distinct."""
-    return list(itertools.islice(filter(_is_free, PORTS_IN_TURN), count))
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as candidate:
-        try:
-            candidate.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+    return list(itertools.islice(filter(ports.is_free, PORTS_IN_TURN), count))
 
 
 def wait_until(
